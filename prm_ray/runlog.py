@@ -1,0 +1,69 @@
+"""What a run tells people: log lines on stderr, progress bars, and `metrics.jsonl` beside a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+log = logging.getLogger("prm_ray")
+
+
+def set_up_logging() -> None:
+    """One handler on stderr, a short time stamp; called by entry points only."""
+    if log.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(os.environ.get("PRM_RAY_LOG", "INFO"))
+    log.propagate = False
+
+
+class Progress:
+    """A progress bar that is also readable in a log file: there it prints a line every ten seconds."""
+
+    def __init__(self, name: str, total: int, unit: str, done: int = 0):
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=f"{name:<9}",
+            unit=unit,
+            mininterval=0.5 if interactive else 10,
+            dynamic_ncols=interactive,
+            ascii=not interactive,
+            file=sys.stderr,
+        )
+
+    def advance(self, amount: int = 1, **figures: Any) -> None:
+        """Move on; `figures` are shown behind the bar (loss, tokens a second ...)."""
+        if figures:
+            self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(amount)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+
+class MetricsLog:
+    """Appends one JSON object a line. On resume, lines of steps that are done again are dropped first."""
+
+    def __init__(self, path: Path, resume_step: int = 0):
+        self._path = path
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resume_step]
+            path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, **metrics: Any) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 2), **metrics}) + "\n")

@@ -1,0 +1,182 @@
+"""The tables stages meet in: columns, folders, atomic parts, and the manifest that makes a folder count as finished.
+
+A stage writes `part-00000.parquet`, `part-00001.parquet` ... each whole or not at all (temporary name, then rename).
+A part that is there is finished work and is never made twice; the folder is finished when `manifest.json`, written
+last, is there. `started.json` remembers what an unfinished folder was begun with, so that a changed config is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prm_ray.errors import UserError
+
+FOLDERS = {
+    "warmup": "warmup",
+    "generate": "responses",
+    "label": "labels",
+    "import": "labels",
+    "reference": "reference",
+    "train": "checkpoint",
+    "score": "scores",
+    "rerank": "picks",
+    "evaluate": "report",
+}
+"""Stage -> its folder under the run."""
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TOKENS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+RESPONSES = pa.schema(
+    [
+        ("prompt_id", pa.string()),  # stable hash of the problem's text
+        ("split", pa.string()),  # train | test
+        ("problem", pa.string()),
+        ("gold_answer", pa.string()),
+        ("messages", _MESSAGES),
+        ("prompt_tokens", _TOKENS),  # null where the text came from elsewhere and is not encoded yet
+        ("sample_index", pa.int32()),
+        ("text", pa.string()),
+        ("response_tokens", _TOKENS),  # as sampled, end-of-text token included
+        ("sampled_logprobs", _FLOATS),  # raw log-probs of the sampler, one a response token; null if it gave none
+        ("finish_reason", pa.string()),  # stop | length | null (elsewhere)
+        ("generator", pa.string()),
+        ("error", pa.string()),  # why there is no response; null = all is well
+    ]
+)
+LABELS = RESPONSES.append(pa.field("answer", pa.string())).append(pa.field("correct", pa.bool_()))
+LABELS = LABELS.append(pa.field("label_error", pa.string()))  # why `correct` is null
+REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_logprobs", _FLOATS))
+REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
+SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))
+for _aggregation in ("sum", "mean", "min", "last"):
+    SCORES = SCORES.append(pa.field(f"reward_{_aggregation}", pa.float32()))
+PICKS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("method", pa.string()),
+        ("n", pa.int32()),
+        ("accuracy", pa.float64()),  # mean over subsamples of n candidates: the share whose pick is right
+        ("sample_index", pa.int32()),  # the pick among all candidates; null unless n = all of them
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),
+    ]
+)
+SCHEMAS = {
+    "generate": RESPONSES,
+    "label": LABELS,
+    "import": LABELS,
+    "reference": REFERENCE,
+    "score": SCORES,
+    "rerank": PICKS,
+}
+"""Stage -> schema of the table it makes; every table carries the columns of the one before it."""
+
+
+class StageFolder:
+    """The folder of one stage of one run."""
+
+    def __init__(self, run_dir: str | Path, stage: str):
+        self.stage = stage
+        self.path = Path(run_dir) / FOLDERS[stage]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.path.parent, self.stage))
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    def is_done(self) -> bool:
+        return self.manifest_path.is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """What the finished stage wrote. Raises `UserError` if it is not finished."""
+        if not self.is_done():
+            raise UserError(f"{str(self.path)!r} is not finished; run the {self.stage} stage first")
+        return json.loads(self.manifest_path.read_text(encoding="utf-8"))
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Open for work; a folder begun with other settings is refused, never mixed or silently thrown away."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.check_identity(identity)
+        write_json(self.path / "started.json", identity)
+
+    def check_identity(self, identity: dict[str, Any]) -> None:
+        """Raises `UserError` naming each setting that differs from what the folder was begun with."""
+        started = self.path / "started.json"
+        if not started.is_file():
+            return
+        before, now = json.loads(started.read_text(encoding="utf-8")), json.loads(json.dumps(identity))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            lines = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
+            raise UserError(
+                f"{str(self.path)!r} was made with other settings ({lines}): "
+                f"choose another run.dir, or redo from here on with --fresh {self.stage}"
+            )
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        write_json(self.manifest_path, manifest)
+
+    def clear(self) -> None:
+        """Remove the folder; the manifest goes first, so a kill half-way leaves it unfinished, not wrong."""
+        self.manifest_path.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def part_path(self, index: int) -> Path:
+        return self.path / f"part-{index:05d}.parquet"
+
+    def finished_parts(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.parquet"))
+
+    def write_part(self, index: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Write one part whole or not at all; missing columns are null, unknown ones an error."""
+        schema = SCHEMAS[self.stage]
+        unknown = {key for row in rows for key in row} - set(schema.names)
+        assert not unknown, f"columns {unknown} are not in the {self.stage} schema"
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+        temporary = self.path / f".part-{index:05d}.{os.getpid()}.tmp"
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, self.part_path(index))
+
+    def read_part(self, index: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
+        return read_parquet(self.part_path(index), columns).to_pylist()
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        for index in self.finished_parts():
+            yield from self.read_part(index, columns)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def count_failures(rows: Iterable[dict[str, Any]], column: str) -> dict[str, int]:
+    """Rows per reason: the text of an error column up to its first colon."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if reason := row.get(column):
+            key = reason.split(":", 1)[0]
+            counts[key] = counts.get(key, 0) + 1
+    return counts
