@@ -1,4 +1,4 @@
-"""Problems of a run: JSONL, Parquet, a hub's data set, or made on the spot. Input that cannot be right is refused early."""
+"""Problems of a run: JSONL, Parquet, a hub's data set, or made on the spot. Impossible input is refused early."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Split = Literal["train", "test", "warmup"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem and its gold answer. `problem` or `answer` is None where the source has no value: a row kept as an error.
+    """A problem and its gold answer. `problem` or `answer` is None where the source has none: a row kept as an error.
 
     `row` is the number in its source; it tells two problems without text apart.
     """

@@ -151,17 +151,15 @@ class VllmSampler:
         params = self._params.clone()
         if self._on_gpu:  # vLLM on a CPU crashes on a seeded request whose prompt comes partly from the prefix cache
             params.seed = seed
-        output = None
+        request = self._engine.generate({"prompt_token_ids": list(prompt)}, params, request_id=uuid.uuid4().hex)
         try:
-            request = {"prompt_token_ids": list(prompt)}
-            async for output in self._engine.generate(request, params, request_id=uuid.uuid4().hex):  # pyright: ignore
-                pass
+            outputs = [output async for output in request][-1].outputs
         except EngineDeadError as error:
             # The engine's process is gone and never comes back; Ray starts a dead actor anew and redoes its shard.
             log.error("the vLLM engine died (%s): leaving the worker, so that it starts anew", error)
             os._exit(1)
-        assert output is not None and len(output.outputs) == self._params.n
-        return [_as_sample(one) for one in sorted(output.outputs, key=lambda one: one.index)]
+        assert len(outputs) == self._params.n
+        return [_as_sample(output) for output in sorted(outputs, key=lambda output: output.index)]
 
     def close(self) -> None:
         """Stop the engine's own processes; nobody else would."""
