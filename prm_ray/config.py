@@ -230,8 +230,10 @@ class RerankSection(Section):
     """Values of N for best-of-N; those above the number of candidates are left out."""
     aggregations: list[Literal["sum", "mean", "min", "last"]] = ["sum", "mean", "min", "last"]
     """How step rewards become one number; `evaluate.aggregation` names the one the headline uses."""
+    vote_weight: Literal["sigmoid", "softmax"] = "sigmoid"
+    """What a candidate's vote counts in a weighted vote: sigmoid(reward), or softmax of the rewards of its problem."""
     num_subsamples: int = Field(64, ge=1)
-    """Random subsets of the candidates that each (problem, N) is averaged over."""
+    """Random subsets of the candidates that each (problem, N) of a vote is averaged over (best-of-N needs none)."""
 
     @field_validator("sizes")
     @classmethod
