@@ -178,19 +178,28 @@ def _as_text(expression: Any) -> str:
     return f"{number:f}" if number is not None else str(expression)
 
 
-def _judge_exact(text: str, gold: str, pattern: str | None) -> Judgement:
-    """Same number, or the same text but for case and outer space; without a stated answer the last number counts."""
-    wanted = _as_number(gold)
+def exact_answer(text: str, gold: str | None, pattern: str | None = None) -> str | None:
+    """The answer a response states, numbers in one form; where it states none and `gold` is a number, its last number."""
     stated = final_answer(text, pattern)
-    if stated is None and pattern is None:
+    if stated is None and pattern is None and gold is not None and _as_number(gold) is not None:
         numbers = _NUMBER.findall(text)
-        stated = (numbers[-1] if numbers else None) if wanted is not None else text.strip()
+        stated = numbers[-1] if numbers else None
     if stated is None:
-        return Judgement(None, False)
+        return None
     number = _as_number(stated)
-    if number is not None:
-        return Judgement(f"{number:f}", number == wanted)
-    return Judgement(stated.strip(), stated.strip().casefold() == gold.strip().casefold())
+    return f"{number:f}" if number is not None else stated.strip()
+
+
+def _judge_exact(text: str, gold: str, pattern: str | None) -> Judgement:
+    """The same number, or the same text but for case and outer space; a text without a stated answer is one itself."""
+    answer, wanted = exact_answer(text, gold, pattern), _as_number(gold)
+    if answer is None and pattern is None and wanted is None:
+        answer = text.strip() or None
+    if answer is None:
+        return Judgement(None, False)
+    if wanted is not None:
+        return Judgement(answer, _as_number(answer) == wanted)
+    return Judgement(answer, answer.casefold() == gold.strip().casefold())
 
 
 def _as_number(text: str) -> Decimal | None:

@@ -13,7 +13,8 @@ from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer
 from prm_ray.problems import Problem, check_disjoint, hash_problem, load_problems
 from prm_ray.stages.result import StageResult, count_parts
-from prm_ray.stages.sampler import Sample, SamplerOptions, make_sampler, sampler_options
+from prm_ray.stages.sampler import make_sampler
+from prm_ray.stages.sampling import Sample, SamplerOptions, sampler_options
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder, count_failures
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prm_ray.answers import final_answer
+from prm_ray.answers import exact_answer
 from prm_ray.config import ImportSection, RunConfig
 from prm_ray.errors import UserError
 from prm_ray.models import build_messages
@@ -93,7 +93,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
 
 
 def load_rollouts(section: ImportSection) -> list[Rollouts]:
-    """Problems in the order of their first row, each with all its responses (`flat` rows of one problem are gathered)."""
+    """Problems in the order of their first row, each with all its responses (`flat` rows are gathered)."""
     fields = _FIELDS[section.preset] | section.fields
     unknown = set(section.fields) - set(_FIELDS[section.preset])
     if unknown:
@@ -116,7 +116,7 @@ def load_rollouts(section: ImportSection) -> list[Rollouts]:
 
 
 def assign_splits(problems: list[Rollouts], section: ImportSection, seed: int) -> dict[str, str]:
-    """Problem -> train | test: the file's own split, else cut from a seeded shuffle; problems over the numbers are absent."""
+    """Problem -> train | test: the file's own split, else a seeded shuffle cut in two; the rest is absent."""
     named = {rollouts.problem: rollouts.split for rollouts in problems}
     if any(split is not None for split in named.values()):
         wrong = next((split for split in named.values() if split not in ("train", "test")), "")
@@ -140,7 +140,7 @@ def assign_splits(problems: list[Rollouts], section: ImportSection, seed: int) -
 
 
 def make_rows(rollouts: Rollouts, split: str, config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Rows of the `labels/` table; a response without text is an `error`, a label that is no true / false a `label_error`."""
+    """Rows of the `labels/` table; no text is an `error`, a label that is not true or false a `label_error`."""
     shared = {
         "prompt_id": hash_problem(rollouts.problem),
         "split": split,
@@ -158,7 +158,7 @@ def make_rows(rollouts: Rollouts, split: str, config: RunConfig) -> Iterator[dic
         labelled = isinstance(response.correct, bool)
         yield row | {
             "text": response.text,
-            "answer": final_answer(response.text, config.label.answer_pattern),
+            "answer": exact_answer(response.text, rollouts.gold_answer, config.label.answer_pattern),
             "correct": response.correct if labelled else None,
             "label_error": None if labelled else f"bad_label: {response.correct!r} is not true or false",
         }

@@ -1,7 +1,7 @@
 """Responses -> labels: what each response answers and whether that is right. One part in, one part out.
 
-Input: the `responses/` table. Output: the same rows with `answer`, `correct` and, where `correct` is null, the reason in
-`label_error`. A row that is an error already passes through unjudged.
+Input: the `responses/` table. Output: the same rows with `answer`, `correct` and, where `correct` is null, the reason
+in `label_error`. A row that is an error already passes through unjudged.
 """
 
 from __future__ import annotations
