@@ -112,7 +112,7 @@ def test_an_answer_without_a_match_of_the_pattern_is_an_error_row(tmp_path: Path
 
 @pytest.mark.parametrize("source", ["problems.csv", "hf:only-a-name:train", "nonsense"])
 def test_an_unknown_kind_of_source_is_refused(source: str):
-    with pytest.raises(UserError, match="must (be|have)"):
+    with pytest.raises(UserError, match=r"must (be|have)"):
         load(source)
 
 
