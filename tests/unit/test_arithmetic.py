@@ -20,9 +20,8 @@ def test_every_worked_solution_has_no_wrong_step_and_ends_in_the_gold_answer():
         assert problem.problem and problem.solution
         steps = problem.solution.splitlines()
         assert first_wrong_step(steps, problem.problem) is None
-        assert steps[-1] == f"Answer: {problem.answer}" and eval_left_to_right(problem.problem) == int(
-            problem.answer or ""
-        )
+        assert steps[-1] == f"Answer: {problem.answer}"
+        assert problem.answer == str(eval_left_to_right(problem.problem))
 
 
 def eval_left_to_right(problem: str) -> int:
