@@ -1,4 +1,4 @@
-"""One TOML file = one run, a section a stage. Reads a file plus `section.key=value` overrides into a frozen `RunConfig`.
+"""One TOML file = one run, a section a stage: reads it plus `section.key=value` overrides into a frozen `RunConfig`.
 
 Nothing heavy is imported here: a wrong config is answered in well under a second. Defaults live here and nowhere else.
 """
@@ -180,7 +180,7 @@ class ReferenceSection(Section):
     model: str | None = None
     """None = the generator (after warm-up if there was one), the usual choice: policy and reference start equal."""
     logprobs: Literal["compute", "sampled"] = "compute"
-    """`sampled` takes the log-probs vLLM returned while sampling: free, and right only if it sampled from this model."""
+    """`sampled` takes the log-probs vLLM returned while sampling: free, right only if it sampled from this model."""
     step_rule: str = "blank_line"
     """Where steps end: `blank_line`, `newline`, `step_k`, `none`, or `regex:PATTERN` (each match starts a new step)."""
     token_budget: int = Field(8192, ge=1)
@@ -287,7 +287,9 @@ class RunConfig(Section):
         if self.evaluate.aggregation not in self.rerank.aggregations:
             raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
         if self.reference.logprobs == "sampled" and (self.reference.model or self.import_.source):
-            raise ValueError("reference.logprobs = 'sampled' needs responses sampled here from the reference model itself")
+            raise ValueError(
+                "reference.logprobs = 'sampled' needs responses sampled here from the reference model itself"
+            )
         return self
 
     def stages(self) -> tuple[str, ...]:
