@@ -1,7 +1,7 @@
 """The Serve application: a cheap FastAPI ingress in front of replicas that hold the model.
 
-The replica runs one forward pass at a time in a thread, so that its event loop keeps answering health checks. Its queue is
-bounded: a request that does not fit is answered 503 with Retry-After at once instead of waiting without end.
+The replica runs one forward pass at a time in a thread, so that its event loop keeps answering health checks. Its queue
+is bounded: a request that does not fit is answered 503 with Retry-After at once instead of waiting without end.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ class ScorerReplica:
         texts = [text for _, text in filled]
         try:
             total_tokens = self._scorer.count_tokens(prompt, texts)
-            if total_tokens > self._max_tokens:
-                message = f"prompt and responses have {total_tokens} tokens, at most {self._max_tokens} are allowed"
-                return Rejection(413, "too_many_tokens", message)
+            if rejection := self._too_long(prompt, texts, total_tokens):
+                return rejection
             scored = self._scorer.score(prompt, texts) if texts else []
         except UserError as error:
             return Rejection(422, "invalid_request", str(error))
@@ -98,6 +97,20 @@ class ScorerReplica:
             )
         num_response_tokens = sum(item.num_tokens for item in items)
         return Scored(items, Usage(prompt_tokens=total_tokens - num_response_tokens, total_tokens=total_tokens))
+
+    def _too_long(self, prompt: str | list[dict[str, str]], texts: list[str], total_tokens: int) -> Rejection | None:
+        """More than the server's limit in all, or one response that the model cannot read behind the prompt."""
+        if total_tokens > self._max_tokens:
+            message = f"prompt and responses have {total_tokens} tokens, at most {self._max_tokens} are allowed"
+            return Rejection(413, "too_many_tokens", message)
+        context: int | None = getattr(self._scorer.policy.config, "max_position_embeddings", None)
+        if context is None or total_tokens <= context:
+            return None
+        for text in texts:
+            if (num_tokens := self._scorer.count_tokens(prompt, [text])) > context:
+                message = f"the prompt and one response have {num_tokens} tokens, the model reads at most {context}"
+                return Rejection(413, "too_many_tokens", message)
+        return None
 
 
 api = FastAPI(title="prm_ray", description="Rewards of a process reward model, for each step and each response.")

@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
+from prm_ray.models import read_prm_json, resolve_model
 from prm_ray.runlog import log
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import known_cause
@@ -96,13 +97,11 @@ def free_port() -> int:
 
 
 def _checkpoint(config: RunConfig) -> Path:
+    """The trained model's folder; that it and its reference are there is seen here, not by a dying replica."""
     folder = StageFolder(config.run.dir, "train")
     folder.manifest()
-    for name in ("prm.json", "config.json"):
-        if not (folder.path / name).is_file():
-            raise UserError(
-                f"{str(folder.path)!r} has no {name}: it is not a trained model; redo it with --fresh train"
-            )
+    resolve_model(str(folder.path.resolve()))
+    resolve_model(str(read_prm_json(folder.path)["reference"]))
     return folder.path.resolve()
 
 
@@ -123,7 +122,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _wait_until_it_answers(base_url: str) -> None:
-    """The proxy may lag behind the application by a moment, and an older Serve on this cluster keeps its own address."""
+    """The proxy may lag behind the application a moment; an older Serve on this cluster keeps its own address."""
     give_up = time.monotonic() + _ANSWERS_WITHIN_SECONDS
     while True:
         try:
