@@ -56,3 +56,10 @@ def check_room(what: str, num_cpus: float, num_gpus: float) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         raise UserError(message)
     log.warning("%s: waiting for the cluster to grow", message)
+
+
+def set_threads(num_workers: int) -> None:
+    """Give this worker its share of the machine's cores: Ray sets one OpenMP thread for an actor of one CPU."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
