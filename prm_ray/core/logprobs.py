@@ -63,7 +63,7 @@ class _TokenLogprobs(torch.autograd.Function):
             rows = slice(start, start + CHUNK)
             logits_CV = _logits_CV(hidden_RD[rows], head_VD, bias_V, ctx.softcap)
             slope_CV = 1 - (logits_CV / ctx.softcap) ** 2 if ctx.softcap is not None else None
-            grad_CV = (logits_CV - normalizer_R[rows, None]).exp_().mul_(-grad_R[rows, None])
+            grad_CV = logits_CV.sub_(normalizer_R[rows, None]).exp_().mul_(-grad_R[rows, None])
             grad_CV.scatter_add_(1, target_R[rows, None], grad_R[rows, None])
             if slope_CV is not None:
                 grad_CV = grad_CV * slope_CV
