@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -183,6 +184,8 @@ class Ingress:
             outcome = await self._scorer.score.remote(prompt, responses)
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise Refused(Rejection(503, "overloaded", f"{error.message} Try again later.")) from None
+        except RayActorError:
+            raise Refused(Rejection(503, "unavailable", "the replica with the model died; try again later")) from None
         if isinstance(outcome, Rejection):
             raise Refused(outcome)
         return outcome
