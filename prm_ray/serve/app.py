@@ -139,6 +139,11 @@ async def _answer_refused(request: Request, error: Refused) -> JSONResponse:
     return JSONResponse(error_body(rejection.kind, rejection.message), status_code=rejection.status, headers=headers)
 
 
+# Above the class: `serve.ingress` copies the app, with the globals its functions see, at the moment it decorates.
+def _id(request: ScoreRequest | RerankRequest) -> str:
+    return request.request_id or uuid.uuid4().hex
+
+
 @serve.ingress(api)
 class Ingress:
     """Checks and shapes requests; holds no model."""
@@ -189,10 +194,6 @@ class Ingress:
         if isinstance(outcome, Rejection):
             raise Refused(outcome)
         return outcome
-
-
-def _id(request: ScoreRequest | RerankRequest) -> str:
-    return request.request_id or uuid.uuid4().hex
 
 
 def build(config: RunConfig, checkpoint: str) -> serve.Application:
