@@ -29,7 +29,7 @@ _IDENTITY = {
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
 }
-_RESOURCES = {"token_budget", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options"}
+_RESOURCES = {"token_budget", "checkpoint_every", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options", "timeout_seconds"}
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
 
@@ -121,6 +121,11 @@ class WarmupSection(Section):
     lr: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     token_budget: int = Field(4096, ge=1)
+    """Tokens of one micro-batch on one worker."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints."""
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
 
 
 class GenerateSection(Section):
@@ -230,8 +235,10 @@ class RerankSection(Section):
     """Values of N for best-of-N; those above the number of candidates are left out."""
     aggregations: list[Literal["sum", "mean", "min", "last"]] = ["sum", "mean", "min", "last"]
     """How step rewards become one number; `evaluate.aggregation` names the one the headline uses."""
+    vote_weight: Literal["sigmoid", "softmax"] = "sigmoid"
+    """What a candidate's vote counts in a weighted vote: sigmoid(reward), or softmax of the rewards of its problem."""
     num_subsamples: int = Field(64, ge=1)
-    """Random subsets of the candidates that each (problem, N) is averaged over."""
+    """Random subsets of the candidates that each (problem, N) of a vote is averaged over (best-of-N needs none)."""
 
     @field_validator("sizes")
     @classmethod

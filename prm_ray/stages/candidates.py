@@ -1,0 +1,152 @@
+"""Read scores/ problem by problem: the test candidates that take part in reranking, without their tokens.
+
+A candidate takes part if it exists and has a reward. One that could not be judged takes part too (a reranker may pick
+it) and counts as not right; the report says how many there were.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prm_ray.core.rewards import AGGREGATIONS
+from prm_ray.errors import UserError
+from prm_ray.tables import StageFolder, count_failures, read_parquet
+
+REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
+"""Best-of-N by the PRM, a method an aggregation."""
+BASELINES = ("ref_logprob_mean", "ref_logprob_sum")
+"""Best-of-N by the log-prob of the untrained reference: what training must beat."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """N candidates to one problem, in the order they were sampled."""
+
+    prompt_id: str
+    sample_index_N: NDArray[np.int64]
+    answers: list[str | None]
+    correct_N: NDArray[np.bool_]
+    judged_N: NDArray[np.bool_]
+    rewards: dict[str, NDArray[np.float64]]
+    """One reward a candidate for each of `REWARDS` and `BASELINES`."""
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+
+@dataclass
+class Survey:
+    """What scores/ holds of the test split."""
+
+    num_rows: int = 0
+    num_unjudged: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    """Rows that take no part, per reason."""
+    num_candidates: dict[str, int] = field(default_factory=dict)
+    """prompt_id -> candidates that take part; may be 0."""
+    parts: list[int] = field(default_factory=list)
+    """Parts with test rows."""
+
+    @property
+    def most_candidates(self) -> int:
+        return max(self.num_candidates.values(), default=0)
+
+
+def survey(folder: StageFolder) -> Survey:
+    """Count over all parts. Raises `UserError` if there is nothing to rerank or a problem is split over parts."""
+    found = Survey()
+    failed: Counter[str] = Counter()
+    columns = ["prompt_id", "split", "error", "correct", *(f"reward_{how}" for how in AGGREGATIONS)]
+    for part in folder.finished_parts():
+        rows = _test_rows(folder, part, columns).to_pylist()
+        counts: Counter[str] = Counter({row["prompt_id"]: 0 for row in rows})
+        for row in rows:
+            row["error"] = _why_not(row)
+            counts[row["prompt_id"]] += row["error"] is None
+            found.num_unjudged += row["error"] is None and row["correct"] is None
+        if split_up := counts.keys() & found.num_candidates.keys():
+            raise UserError(
+                f"problem {min(split_up)} is in part {part} of {str(folder.path)!r} and in an earlier part; "
+                "all candidates of a problem must be in one part"
+            )
+        found.num_candidates |= counts
+        found.num_rows += len(rows)
+        failed.update(count_failures(rows, "error"))
+        if rows:
+            found.parts.append(part)
+    found.failed = dict(failed)
+    if not found.most_candidates:
+        raise UserError(
+            f"{str(folder.path)!r} has no scored candidate of the test split ({found.num_rows} rows, failed: {found.failed})"
+        )
+    return found
+
+
+def read_problems(folder: StageFolder, part: int) -> list[Candidates]:
+    """The test problems of one part that have candidates, in the order they stand there."""
+    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "ref_logprobs"]
+    table = _test_rows(folder, part, [*columns, *(f"reward_{how}" for how in AGGREGATIONS)])
+    sums_R, lengths_R = _sum_and_length(table.column("ref_logprobs"))
+    rows = table.drop_columns("ref_logprobs").to_pylist()
+    by_problem: dict[str, list[dict[str, Any]]] = {}
+    for row, total, length in zip(rows, sums_R, lengths_R, strict=True):
+        if _why_not(row) is None:
+            row |= {"ref_logprob_sum": total, "ref_logprob_mean": total / max(length, 1)}
+            by_problem.setdefault(row["prompt_id"], []).append(row)
+    return [_candidates(prompt_id, rows) for prompt_id, rows in by_problem.items()]
+
+
+def read_texts(folder: StageFolder, part: int, prompt_ids: set[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """prompt_id -> rows with text, tokens and steps of the candidates that take part; None = of every test problem."""
+    columns = ["prompt_id", "split", "sample_index", "problem", "gold_answer", "text", "response_tokens", "step_ends"]
+    columns += ["step_rewards", "answer", "correct", "error", *(f"reward_{how}" for how in AGGREGATIONS)]
+    table = _test_rows(folder, part, columns)
+    if prompt_ids is not None:
+        table = table.filter(pc.is_in(table.column("prompt_id"), value_set=pa.array(sorted(prompt_ids), pa.string())))
+    by_problem: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        if _why_not(row) is None:
+            by_problem.setdefault(row["prompt_id"], []).append(row)
+    return {key: sorted(rows, key=lambda row: row["sample_index"]) for key, rows in by_problem.items()}
+
+
+def _candidates(prompt_id: str, rows: list[dict[str, Any]]) -> Candidates:
+    rows = sorted(rows, key=lambda row: row["sample_index"])
+    rewards = {f"prm_{how}": np.array([row[f"reward_{how}"] for row in rows], dtype=np.float64) for how in AGGREGATIONS}
+    return Candidates(
+        prompt_id=prompt_id,
+        sample_index_N=np.array([row["sample_index"] for row in rows], dtype=np.int64),
+        answers=[row["answer"] for row in rows],
+        correct_N=np.array([row["correct"] is True for row in rows]),
+        judged_N=np.array([row["correct"] is not None for row in rows]),
+        rewards=rewards | {name: np.array([row[name] for row in rows], dtype=np.float64) for name in BASELINES},
+    )
+
+
+def _test_rows(folder: StageFolder, part: int, columns: list[str]) -> pa.Table:
+    table = read_parquet(folder.part_path(part), columns)
+    return table.filter(pc.equal(table.column("split"), "test"))
+
+
+def _why_not(row: dict[str, Any]) -> str | None:
+    """Why a candidate takes no part; None = it does."""
+    if row["error"] is not None:
+        return row["error"]
+    rewards = [row[f"reward_{how}"] for how in AGGREGATIONS]
+    if any(reward is None for reward in rewards):
+        return "no reward"
+    return None if np.isfinite(rewards).all() else "reward is not a finite number"
+
+
+def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    row_of_value = pc.list_parent_indices(lists.combine_chunks()).to_numpy(zero_copy_only=False)
+    values = pc.list_flatten(lists.combine_chunks()).to_numpy(zero_copy_only=False)
+    sums_R = np.bincount(row_of_value, weights=values, minlength=len(lists))
+    return sums_R, np.bincount(row_of_value, minlength=len(lists))
