@@ -18,7 +18,7 @@ import torch
 
 from prm_ray.config import PromptSection
 from prm_ray.core.forward import check_model, response_logprobs
-from prm_ray.core.packing import PackedBatch, PromptGroup, pack, unpack
+from prm_ray.core.packing import PromptGroup, pack, unpack
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
 from prm_ray.core.steps import step_token_ends
 from prm_ray.errors import UserError
@@ -55,16 +55,19 @@ class ScoredResponse:
 def group_logprobs(
     model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
 ) -> list[list[torch.Tensor]]:
-    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order."""
-    results: list[list[torch.Tensor]] = [[torch.empty(0)] * len(group.responses) for group in groups]
-    for batch in pack(groups, token_budget):
-        _store(results, batch, response_logprobs(model, batch).cpu())
-    return results
+    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order.
 
-
-def _store(results: list[list[torch.Tensor]], batch: PackedBatch, values_R: torch.Tensor) -> None:
-    for (group, response), values in unpack(values_R, batch):
-        results[group][response] = values
+    Responses of a group that are the same are computed once.
+    """
+    distinct = [PromptGroup(group.prompt, list(dict.fromkeys(map(tuple, group.responses)))) for group in groups]
+    found: list[dict[tuple[int, ...], torch.Tensor]] = [{} for _ in groups]
+    for batch in pack(distinct, token_budget):
+        for (group, response), values in unpack(response_logprobs(model, batch).cpu(), batch):
+            found[group][tuple(distinct[group].responses[response])] = values
+    return [
+        [logprobs[tuple(response)] for response in group.responses]
+        for group, logprobs in zip(groups, found, strict=True)
+    ]
 
 
 class Scorer:
