@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,6 +169,6 @@ class Scorer:
         ends = step_token_ends(decoded, char_ends, self.step_rule)
         rewards_S = step_rewards(token_rewards_T, ends)
         char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
-        steps = [decoded[start:end] for start, end in zip(char_cuts, char_cuts[1:], strict=False)]
+        steps = [decoded[start:end] for start, end in pairwise(char_cuts)]
         totals = {how: aggregate(rewards_S, how) for how in AGGREGATIONS}
         return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, totals)

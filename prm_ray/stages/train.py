@@ -1,7 +1,7 @@
 """train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder with `prm.json`.
 
-In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the table,
-so a step costs the policy alone.
+In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
+table, so a step costs the policy alone.
 """
 
 from __future__ import annotations

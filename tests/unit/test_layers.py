@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers"}
-ENGINES = {"models", "trainer", "scorer", "search"}
+ENGINES = {"models", "trainer", "trainingdata", "scorer", "search"}
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "models": FOUNDATION | {"core"},
     "scorer": FOUNDATION | {"core", "models"},
     "trainer": FOUNDATION | {"core", "models"},
+    "trainingdata": FOUNDATION | {"core", "trainer"},
     "search": FOUNDATION | {"core", "models", "scorer"},
     "stages": BELOW_STAGES | {"stages"},
     "serve": FOUNDATION | {"core", "models", "scorer", "search", "serve"},
