@@ -27,3 +27,18 @@ for _name, _value in ENVIRONMENT.items():
         os.environ.setdefault(_name, _value)
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+from tests.tiny import save_tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Same tokenizer, other weights."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
