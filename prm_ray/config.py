@@ -1,4 +1,4 @@
-"""One TOML file = one run, a section a stage. Reads a file plus `section.key=value` overrides into a frozen `RunConfig`.
+"""One TOML file = one run, a section a stage: reads it plus `section.key=value` overrides into a frozen `RunConfig`.
 
 Nothing heavy is imported here: a wrong config is answered in well under a second. Defaults live here and nowhere else.
 """
@@ -29,7 +29,7 @@ _IDENTITY = {
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
 }
-_RESOURCES = {"token_budget", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options"}
+_RESOURCES = {"token_budget", "checkpoint_every", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options", "timeout_seconds"}
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
 
@@ -121,6 +121,11 @@ class WarmupSection(Section):
     lr: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     token_budget: int = Field(4096, ge=1)
+    """Tokens of one micro-batch on one worker."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints."""
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
 
 
 class GenerateSection(Section):
@@ -180,7 +185,7 @@ class ReferenceSection(Section):
     model: str | None = None
     """None = the generator (after warm-up if there was one), the usual choice: policy and reference start equal."""
     logprobs: Literal["compute", "sampled"] = "compute"
-    """`sampled` takes the log-probs vLLM returned while sampling: free, and right only if it sampled from this model."""
+    """`sampled` takes the log-probs vLLM returned while sampling: free, right only if it sampled from this model."""
     step_rule: str = "blank_line"
     """Where steps end: `blank_line`, `newline`, `step_k`, `none`, or `regex:PATTERN` (each match starts a new step)."""
     token_budget: int = Field(8192, ge=1)
@@ -289,7 +294,9 @@ class RunConfig(Section):
         if self.evaluate.aggregation not in self.rerank.aggregations:
             raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
         if self.reference.logprobs == "sampled" and (self.reference.model or self.import_.source):
-            raise ValueError("reference.logprobs = 'sampled' needs responses sampled here from the reference model itself")
+            raise ValueError(
+                "reference.logprobs = 'sampled' needs responses sampled here from the reference model itself"
+            )
         return self
 
     def stages(self) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,12 @@ class Progress:
             self._bar.set_postfix(figures, refresh=False)
         self._bar.update(amount)
 
+    def move_to(self, position: int, **figures: Any) -> None:
+        """The same, to a position; the first move is where a resumed run stands and does not count as speed."""
+        if self._bar.n == 0 and position > 1:
+            self._bar.initial = position
+        self.advance(position - self._bar.n, **figures)
+
     def __enter__(self) -> Progress:
         return self
 
@@ -67,3 +75,20 @@ class MetricsLog:
     def write(self, step: int, **metrics: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 2), **metrics}) + "\n")
+
+
+def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics file as they are written, until `finished` is set and none is left."""
+    position = 0
+    while True:
+        last_look = finished.wait(0.5)
+        if path.is_file():
+            size = path.stat().st_size
+            position = 0 if size < position else position  # a restarted run has cut the file
+            with path.open(encoding="utf-8") as file:
+                file.seek(position)
+                while (line := file.readline()).endswith("\n"):
+                    position = file.tell()
+                    yield json.loads(line)
+        if last_look:
+            return

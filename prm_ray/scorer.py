@@ -1,0 +1,170 @@
+"""`Scorer`: (problem, responses) -> step rewards, from a policy and its reference. No Ray, no vLLM.
+
+    scorer = Scorer.from_pretrained("runs/demo/checkpoint")
+    for response in scorer.score("12 + 45 - 8", ["12 + 45 = 57\\n57 - 8 = 49\\nAnswer: 49"]):
+        print(response.steps, response.step_rewards, response.rewards["sum"])
+
+The batch stage, the server and search use this class, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from prm_ray.config import PromptSection
+from prm_ray.core.forward import check_model, response_logprobs
+from prm_ray.core.packing import PackedBatch, PromptGroup, pack, unpack
+from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
+from prm_ray.core.steps import step_token_ends
+from prm_ray.errors import UserError
+from prm_ray.models import (
+    build_messages,
+    check_vocabularies,
+    decode,
+    encode_prompt,
+    encode_response,
+    load_model,
+    load_tokenizer,
+    read_prm_json,
+    resolve_model,
+    token_char_ends,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """One scored response: T tokens, S steps."""
+
+    text: str
+    steps: list[str]  # S texts that join to `text`
+    step_ends: list[int]  # S token offsets
+    token_rewards: list[float]  # T numbers
+    step_rewards: list[float]  # S numbers that add up to rewards["sum"]
+    rewards: dict[str, float]  # one number an aggregation
+
+
+@torch.no_grad()
+def group_logprobs(
+    model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
+) -> list[list[torch.Tensor]]:
+    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order."""
+    results: list[list[torch.Tensor]] = [[torch.empty(0)] * len(group.responses) for group in groups]
+    for batch in pack(groups, token_budget):
+        _store(results, batch, response_logprobs(model, batch).cpu())
+    return results
+
+
+def _store(results: list[list[torch.Tensor]], batch: PackedBatch, values_R: torch.Tensor) -> None:
+    for (group, response), values in unpack(values_R, batch):
+        results[group][response] = values
+
+
+class Scorer:
+    """Step rewards from two causal language models over the same tokens."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        beta: float,
+        step_rule: str = "blank_line",
+        prompt: PromptSection | None = None,
+        token_budget: int = 8192,
+    ):
+        for model in (policy, reference):
+            if model is not None:
+                check_model(model.config)
+        self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
+        self.beta, self.step_rule, self.token_budget = beta, step_rule, token_budget
+        self.prompt = prompt or PromptSection()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        policy: str | Path,
+        reference: str | Path | None = None,
+        *,
+        dtype: str = "bfloat16",
+        token_budget: int = 8192,
+        beta: float | None = None,
+        step_rule: str | None = None,
+    ) -> Scorer:
+        """Load a trained PRM and its reference (none = the one named in the PRM's `prm.json`).
+
+        Two plain model folders do too: then `beta` is 1 and steps end at blank lines unless given. Raises `UserError`
+        if the two models read different vocabularies.
+        """
+        policy_path = resolve_model(str(policy))
+        facts = read_prm_json(policy_path) if (Path(policy_path) / "prm.json").is_file() else {}
+        if reference is None and "reference" not in facts:
+            raise UserError(f"{policy_path!r} has no prm.json that names a reference; give one")
+        reference_path = resolve_model(str(reference or facts["reference"]))
+        check_vocabularies(policy_path, reference_path)
+        return cls(
+            load_model(policy_path, dtype),
+            load_model(reference_path, dtype),
+            load_tokenizer(policy_path),
+            beta=facts.get("beta", 1.0) if beta is None else beta,
+            step_rule=step_rule or facts.get("step_rule", "blank_line"),
+            prompt=PromptSection.model_validate(facts.get("prompt", {})),
+            token_budget=token_budget,
+        )
+
+    def score(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> list[ScoredResponse]:
+        """Score response texts to one problem (its text, or the messages of a chat), in their order.
+
+        Raises `UserError` for an empty response: it has no token to reward.
+        """
+        for number, text in enumerate(responses):
+            if not text:
+                raise UserError(f"response {number} is empty; a response must have at least one token")
+        group = PromptGroup(self._encode_prompt(problem), [encode_response(self.tokenizer, text) for text in responses])
+        (rewards,) = self.score_tokens([group])
+        return [
+            self._scored(text, tokens, token_rewards_T)
+            for text, tokens, token_rewards_T in zip(responses, group.responses, rewards, strict=True)
+        ]
+
+    def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
+        """Token rewards of every response of every group: beta * (log pi - log pi_ref)."""
+        assert self.reference is not None, "this scorer was made to score against cached reference log-probs"
+        ref_logprobs = group_logprobs(self.reference, groups, self.token_budget)
+        return self.score_against(groups, ref_logprobs)
+
+    def score_against(
+        self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]]
+    ) -> list[list[list[float]]]:
+        """The same from cached reference log-probs, at half the cost."""
+        logprobs = group_logprobs(self.policy, groups, self.token_budget)
+        return [
+            [token_rewards(ours, theirs, self.beta).tolist() for ours, theirs in zip(policy, reference, strict=True)]
+            for policy, reference in zip(logprobs, ref_logprobs, strict=True)
+        ]
+
+    def count_tokens(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> int:
+        """Tokens a request costs: the prompt once, and every response."""
+        return len(self._encode_prompt(problem)) + sum(len(encode_response(self.tokenizer, text)) for text in responses)
+
+    def _encode_prompt(self, problem: str | list[dict[str, str]]) -> list[int]:
+        messages = build_messages(self.prompt, problem) if isinstance(problem, str) else problem
+        return encode_prompt(self.tokenizer, messages)
+
+    def _scored(self, text: str, tokens: Sequence[int], token_rewards_T: list[float]) -> ScoredResponse:
+        char_ends = token_char_ends(self.tokenizer, tokens)
+        decoded = decode(self.tokenizer, tokens)
+        ends = step_token_ends(decoded, char_ends, self.step_rule)
+        rewards_S = step_rewards(token_rewards_T, ends)
+        char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
+        steps = [decoded[start:end] for start, end in zip(char_cuts, char_cuts[1:], strict=False)]
+        totals = {how: aggregate(rewards_S, how) for how in AGGREGATIONS}
+        return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, totals)

@@ -1,0 +1,65 @@
+"""The one place that starts or joins Ray."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
+from prm_ray.runlog import log
+
+_OBJECT_STORE_BYTES = 400 * 1024 * 1024
+"""Enough for a local Ray: the stages hand each other files, only shard numbers and counts travel as objects."""
+
+
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster named by RAY_ADDRESS (a submitted job has it set), else start a local Ray; idempotent.
+
+    A local Ray has at least 8 logical CPUs: they only count actors, and small helpers must never wait for one.
+    Raises `UserError` if RAY_ADDRESS leads nowhere.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, logging_level="WARNING")
+        except ConnectionError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"RAY_ADDRESS {address!r} must be a running Ray cluster: {reason}") from None
+        log.info("joined the Ray cluster at %s", address)
+        return
+    # Ray gives its workers nice 15: beside any other load they would hardly run.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    num_cpus = config.run.num_cpus or max(8, os.cpu_count() or 1)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level="WARNING",
+    )
+
+
+def check_room(what: str, num_cpus: float, num_gpus: float) -> None:
+    """See that some node can hold one worker of `what`, so that nothing waits silently for resources that never come.
+
+    A local Ray without room is a `UserError`; a cluster may still grow, so there it is a warning.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    message = f"{what} needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one machine, the machines have {have}"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise UserError(message)
+    log.warning("%s: waiting for the cluster to grow", message)
+
+
+def set_threads(num_workers: int) -> None:
+    """Give this worker its share of the machine's cores: Ray sets one OpenMP thread for an actor of one CPU."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))

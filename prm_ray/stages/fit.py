@@ -1,0 +1,164 @@
+"""The training run under Ray Train that `warmup` and `train` share: shard, step, measure, checkpoint, resume.
+
+Ray Train starts the workers and restarts them; `Trainer` does the step; `metrics.jsonl` is the record. A run that was
+killed goes on from its last checkpoint with the same sequence of steps and gives the same losses.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from prm_ray.core.packing import pack
+from prm_ray.errors import NonFiniteLossError
+from prm_ray.models import load_model, load_tokenizer
+from prm_ray.runlog import MetricsLog, Progress, tail_metrics
+from prm_ray.stages.cluster import set_threads
+from prm_ray.trainer import Schedule, StepResult, Trainer
+from prm_ray.trainingdata import TrainingData, plan_steps, share
+
+_STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """Everything a worker needs to know; picklable."""
+
+    name: str
+    folder: Path
+    model: str
+    chat_template: Path | None
+    dtype: str
+    trust_remote_code: bool
+    make_data: Callable[[], TrainingData]
+    make_held_out: Callable[[], Callable[[Trainer], dict[str, Any]]] | None
+    lr: float
+    warmup_ratio: float
+    epochs: int
+    batch_size: int
+    token_budget: int
+    seed: int
+    checkpoint_every: int
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    num_workers: int = 1
+    gpus_per_worker: float = 0
+
+
+def fit(plan: FitPlan, num_steps: int) -> None:
+    """Run the plan to its end; leaves the model folder and metrics.jsonl in `plan.folder`.
+
+    Raises `NonFiniteLossError` if the loss stops being finite.
+    """
+    storage = plan.folder / ".ray_train"
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"plan": plan},
+        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=plan.num_workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})},
+        ),
+        run_config=RunConfig(
+            name="fit",
+            storage_path=str(storage.resolve()),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=3),
+        ),
+    )
+    finished = threading.Event()
+    watcher = threading.Thread(target=_show_progress, args=(plan, num_steps, finished), daemon=True)
+    watcher.start()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _as_our_own(error) from error
+    finally:
+        finished.set()
+        watcher.join()
+    shutil.rmtree(storage, ignore_errors=True)
+
+
+def _worker_loop(config: dict[str, Any]) -> None:
+    plan: FitPlan = config["plan"]
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    set_threads(context.get_local_world_size())
+    data = plan.make_data()
+    steps = plan_steps(data.sizes, plan.batch_size, plan.epochs, plan.seed)
+    trainer = Trainer(
+        load_model(plan.model, "float32", plan.trust_remote_code),
+        Schedule(plan.lr, len(steps), plan.warmup_ratio),
+        compute_dtype=getattr(torch, plan.dtype),
+        weight_decay=plan.weight_decay,
+        grad_clip=plan.grad_clip,
+    )
+    _resume(trainer)
+    measure = plan.make_held_out() if plan.make_held_out and rank == 0 else None
+    metrics = MetricsLog(plan.folder / "metrics.jsonl", trainer.num_steps) if rank == 0 else None
+    while trainer.num_steps < len(steps):
+        items = steps[trainer.num_steps]
+        mine = share(items, rank, num_workers)
+        batches = pack(data.groups(mine), plan.token_budget)
+        result = trainer.step(batches, data.loss(mine), data.count(items))
+        is_last = trainer.num_steps == len(steps)
+        is_checkpoint = is_last or trainer.num_steps % plan.checkpoint_every == 0
+        if metrics is not None:
+            held_out = measure(trainer) if measure and is_checkpoint else {}
+            metrics.write(trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out)
+        if is_checkpoint and not is_last:
+            _checkpoint(trainer, rank, result)
+    if rank == 0:
+        _save(trainer, plan)
+
+
+def _resume(trainer: Trainer) -> None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            trainer.load_state(Path(folder) / _STATE)
+
+
+def _checkpoint(trainer: Trainer, rank: int, result: StepResult) -> None:
+    """Report, and wait until Ray has it on record: a report alone is lost if a worker dies right behind it."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            trainer.save_state(Path(folder) / _STATE)
+            checkpoint = Checkpoint.from_directory(folder)
+        ray.train.report({"loss": result.loss, "step": trainer.num_steps}, checkpoint=checkpoint)
+    ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+
+
+def _save(trainer: Trainer, plan: FitPlan) -> None:
+    trainer.save_model(plan.folder)
+    load_tokenizer(plan.model, plan.chat_template, plan.trust_remote_code).save_pretrained(plan.folder)
+
+
+def _show_progress(plan: FitPlan, num_steps: int, finished: threading.Event) -> None:
+    """Follow metrics.jsonl from the driver: the workers' own output may be on another machine."""
+    with Progress(plan.name, num_steps, "step") as progress:
+        for line in tail_metrics(plan.folder / "metrics.jsonl", finished):
+            progress.move_to(line["step"], loss=f"{line['loss']:.3f}")
+
+
+def _as_our_own(error: ray.train.TrainingFailedError) -> Exception:
+    """A worker's own clear error, if that is what ended the run, else Ray's."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        if isinstance(failure, NonFiniteLossError):
+            return failure
+        cause = getattr(failure, "cause", None)
+        if isinstance(cause, NonFiniteLossError):
+            return cause
+    return error

@@ -1,0 +1,115 @@
+"""reference: labelled responses -> tokens, step ends and the reference's log-probs of every response token.
+
+In: labels/ (all columns). Out: reference/ adds step_ends, ref_logprobs, fingerprint, token_source. Sampled token ids are
+kept as they are; a text from elsewhere is encoded here, once, and nothing behind this stage encodes again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
+from prm_ray.core.steps import step_token_ends
+from prm_ray.models import (
+    context_length,
+    decode,
+    encode_prompt,
+    encode_response,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    reference_model_path,
+    row_fingerprint,
+    token_char_ends,
+)
+from prm_ray.scorer import group_logprobs
+from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.groups import group_rows
+from prm_ray.stages.result import StageResult, count_parts
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import FOLDERS, StageFolder, count_failures
+
+
+def source_folder(config: RunConfig) -> StageFolder:
+    """labels/, made by `import` or by `label`."""
+    return StageFolder(config.run.dir, "import" if config.import_.source else "label")
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
+    path = reference_model_path(config)
+    load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)  # says what is wrong, early
+    source = source_folder(config)
+    map_shards(
+        folder,
+        max(source.finished_parts()) + 1,
+        ReferenceWorker,
+        {"config": config, "source": source, "target": folder, "fingerprint": model_fingerprint(path)},
+        name="reference",
+        num_workers=config.reference.num_workers,
+        num_gpus=config.reference.gpus_per_worker,
+    )
+    return count_parts(folder, ("error",), "response_tokens")
+
+
+class ReferenceWorker:
+    """One part of labels/ in, the same part of reference/ out."""
+
+    def __init__(self, config: RunConfig, source: StageFolder, target: StageFolder, fingerprint: str):
+        self._source, self._target, self._fingerprint = source, target, fingerprint
+        self._section = config.reference
+        path = reference_model_path(config)
+        set_threads(config.reference.num_workers)
+        self._tokenizer = load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)
+        self._context = context_length(path)
+        self._model = None
+        if self._section.logprobs == "compute":
+            self._model = load_model(path, config.model.dtype, config.model.trust_remote_code)
+
+    def __call__(self, index: int) -> ShardStats:
+        rows = self._source.read_part(index)
+        for row in rows:
+            if row["error"] is None:
+                self._locate(row)
+        good = [row for row in rows if row["error"] is None]
+        self._add_logprobs(good)
+        self._target.write_part(index, rows)
+        tokens = sum(len(row["response_tokens"]) for row in good)
+        return ShardStats(len(rows), count_failures(rows, "error"), tokens)
+
+    def _locate(self, row: dict[str, Any]) -> None:
+        """Fill tokens (if the text came from elsewhere) and step ends, or the reason why there are none."""
+        row["token_source"] = "sampled" if row["response_tokens"] else "encoded"
+        if not row["response_tokens"]:
+            row["prompt_tokens"] = encode_prompt(self._tokenizer, row["messages"])
+            row["response_tokens"] = encode_response(self._tokenizer, row["text"])
+        length = len(row["prompt_tokens"]) + len(row["response_tokens"])
+        if self._context is not None and length > self._context:
+            row["error"] = f"too_long: prompt and response have {length} tokens, the model reads {self._context}"
+            return
+        tokens = row["response_tokens"]
+        text = decode(self._tokenizer, tokens)
+        row["step_ends"] = step_token_ends(text, token_char_ends(self._tokenizer, tokens), self._section.step_rule)
+
+    def _add_logprobs(self, rows: list[dict[str, Any]]) -> None:
+        for numbers, group in group_rows(rows):
+            for number, response in zip(numbers, group.responses, strict=True):
+                rows[number]["fingerprint"] = row_fingerprint(self._fingerprint, group.prompt, response)
+        if self._model is None:
+            for row in rows:
+                row["ref_logprobs"] = _sampled_logprobs(row)
+            return
+        groups = group_rows(rows)
+        results = group_logprobs(self._model, [group for _, group in groups], self._section.token_budget)
+        for (numbers, _), logprobs in zip(groups, results, strict=True):
+            for number, logprobs_T in zip(numbers, logprobs, strict=True):
+                rows[number]["ref_logprobs"] = logprobs_T.tolist()
+
+
+def _sampled_logprobs(row: dict[str, Any]) -> list[float]:
+    if row["sampled_logprobs"] is None:
+        raise UserError(
+            f"{FOLDERS['generate']}/ has no sampled log-probs for prompt {row['prompt_id']}: "
+            "reference.logprobs must be 'compute' for responses of this sampler"
+        )
+    return row["sampled_logprobs"]

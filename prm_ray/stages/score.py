@@ -1,0 +1,73 @@
+"""score: reference table + checkpoint -> token, step and response rewards of the held-out responses.
+
+In: reference/ (test rows without error). Out: scores/ adds token_rewards, step_rewards and a reward an aggregation.
+The reference's log-probs come from the table, so this costs one forward pass of the policy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prm_ray.config import RunConfig
+from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
+from prm_ray.models import load_model, load_tokenizer, read_prm_json
+from prm_ray.scorer import Scorer
+from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.groups import group_rows
+from prm_ray.stages.result import StageResult, count_parts
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import StageFolder, count_failures
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
+    source = StageFolder(config.run.dir, "reference")
+    read_prm_json(StageFolder(config.run.dir, "train").path)
+    map_shards(
+        folder,
+        max(source.finished_parts()) + 1,
+        ScoreWorker,
+        {"config": config, "source": source, "target": folder},
+        name="score",
+        num_workers=config.score.num_workers,
+        num_gpus=config.score.gpus_per_worker,
+    )
+    return count_parts(folder, ("error",), "response_tokens")
+
+
+class ScoreWorker:
+    """One part of reference/ in, the held-out rows of it, scored, out."""
+
+    def __init__(self, config: RunConfig, source: StageFolder, target: StageFolder):
+        self._source, self._target = source, target
+        checkpoint = str(StageFolder(config.run.dir, "train").path)
+        facts = read_prm_json(checkpoint)
+        set_threads(config.score.num_workers)
+        self._scorer = Scorer(
+            load_model(checkpoint, config.model.dtype, config.model.trust_remote_code),
+            None,
+            load_tokenizer(checkpoint),
+            beta=facts["beta"],
+            step_rule=facts["step_rule"],
+            token_budget=config.score.token_budget,
+        )
+
+    def __call__(self, index: int) -> ShardStats:
+        rows = [row for row in self._source.read_part(index) if row["split"] == "test"]
+        good = [row for row in rows if row["error"] is None]
+        self._add_rewards(good)
+        self._target.write_part(index, rows)
+        tokens = sum(len(row["response_tokens"]) for row in good)
+        return ShardStats(len(rows), count_failures(rows, "error"), tokens)
+
+    def _add_rewards(self, rows: list[dict[str, Any]]) -> None:
+        grouped = group_rows(rows)
+        reference = [[torch.tensor(rows[number]["ref_logprobs"]) for number in numbers] for numbers, _ in grouped]
+        results = self._scorer.score_against([group for _, group in grouped], reference)
+        for (numbers, _), rewards in zip(grouped, results, strict=True):
+            for number, token_rewards_T in zip(numbers, rewards, strict=True):
+                row = rows[number]
+                row["token_rewards"] = token_rewards_T
+                row["step_rewards"] = step_rewards(token_rewards_T, row["step_ends"])
+                row |= {f"reward_{how}": aggregate(row["step_rewards"], how) for how in AGGREGATIONS}

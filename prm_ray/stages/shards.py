@@ -1,0 +1,166 @@
+"""Maps the shards of a stage over a pool of actors with Ray Data: the one loop all table-to-table stages share.
+
+One shard number is one block is one part file. A worker writes its part itself, whole or not at all, so a killed run
+keeps what is written and starts again with the shards that are missing; only counts travel back to the driver.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from prm_ray.errors import UserError
+from prm_ray.runlog import Progress, log
+from prm_ray.stages.cluster import check_room
+from prm_ray.tables import StageFolder
+
+_MAX_ATTEMPTS = 4
+"""Starts of one shard within one run; a shard that kills its worker each time must not do so for ever."""
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """Counts of one written part; `tokens` is whatever the stage measures its speed in."""
+
+    rows: int
+    failed: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+
+
+def map_shards(
+    folder: StageFolder,
+    num_shards: int,
+    worker_class: type,
+    worker_kwargs: dict[str, Any],
+    *,
+    name: str,
+    num_workers: int,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    concurrency: int = 1,
+) -> list[ShardStats]:
+    """Call `worker_class(**worker_kwargs)(shard)` for each shard in 0 .. num_shards-1 that has no part yet.
+
+    Returns the counts of those. The worker's `__call__` takes a shard number, writes that part and returns
+    `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
+    dies is started anew and its shard redone; an exception in it ends the stage (a `UserError` comes through as itself).
+    A stage in which nothing moves for RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S (half an hour unless set) ends with
+    Ray's `ExecutionTimeoutError`.
+    """
+    finished = set(folder.finished_parts())
+    shards = [index for index in range(num_shards) if index not in finished]
+    if finished:
+        log.info("%s: %d of %d shards are already there", name, num_shards - len(shards), num_shards)
+    if not shards:
+        return []
+    check_room(name, num_cpus, num_gpus)
+    for leftover in [*folder.path.glob(".attempts-*"), *folder.path.glob(".part-*.tmp")]:
+        leftover.unlink()
+    is_async = inspect.iscoroutinefunction(worker_class.__call__)
+    dataset = _dataset(shards).map_batches(
+        _AsyncShardCalls if is_async else _ShardCalls,
+        fn_constructor_args=[folder, worker_class, worker_kwargs],
+        batch_size=1,
+        compute=ActorPoolStrategy(
+            size=min(num_workers, len(shards)),
+            max_tasks_in_flight_per_actor=concurrency,
+            max_concurrent_calls_per_actor=concurrency,
+        ),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
+    )
+    with Progress(name, num_shards, "shard", done=num_shards - len(shards)) as progress:
+        return list(_collect(dataset, progress))
+
+
+def _dataset(shards: list[int]) -> ray.data.Dataset:
+    """One block a shard; Ray Data's own progress bars and plans are off, the driver shows ours."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_auto_log_stats = False
+    return ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards))
+
+
+def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardStats]:
+    start, tokens = time.monotonic(), 0
+    for row in dataset.iter_rows():
+        if row["user_error"]:
+            raise UserError(row["user_error"])
+        stats = ShardStats(int(row["rows"]), json.loads(row["failed"]), int(row["tokens"]))
+        tokens += stats.tokens
+        figures = {"tokens_per_s": f"{tokens / (time.monotonic() - start):.0f}"} if tokens else {}
+        progress.advance(**figures)
+        yield stats
+
+
+class _ShardCalls:
+    """The actor's class: turns Ray Data's batch of one shard number into a call of the worker.
+
+    A `UserError` travels as a row, because Ray Data keeps only the text of an exception's cause.
+    """
+
+    def __init__(self, folder: StageFolder, worker_class: type, worker_kwargs: dict[str, Any]):
+        self._folder = folder
+        self._user_error = ""
+        try:
+            self._worker = worker_class(**worker_kwargs)
+        except UserError as error:
+            self._user_error = str(error)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        shard = self._begin(batch)
+        if self._user_error:
+            return _as_batch(ShardStats(0), self._user_error)
+        try:
+            stats = self._worker(shard)
+        except UserError as error:
+            return _as_batch(ShardStats(0), str(error))
+        return self._end(shard, stats)
+
+    def _begin(self, batch: dict[str, np.ndarray]) -> int:
+        """Ray Data restarts a dead actor without end, so attempts are counted in a file that outlives it."""
+        shard = int(batch["shard"][0])
+        path = self._attempts_path(shard)
+        with path.open("a") as file:
+            file.write(f"{os.uname().nodename} {os.getpid()}\n")
+        if len(path.read_text().splitlines()) > _MAX_ATTEMPTS:
+            stage = self._folder.stage
+            raise RuntimeError(f"shard {shard} of {stage} killed its worker {_MAX_ATTEMPTS} times: see Ray's logs")
+        return shard
+
+    def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:
+        self._attempts_path(shard).unlink(missing_ok=True)
+        return _as_batch(stats)
+
+    def _attempts_path(self, shard: int) -> Path:
+        return self._folder.path / f".attempts-{shard:05d}"
+
+
+class _AsyncShardCalls(_ShardCalls):
+    async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        shard = self._begin(batch)
+        if self._user_error:
+            return _as_batch(ShardStats(0), self._user_error)
+        try:
+            stats = await self._worker(shard)
+        except UserError as error:
+            return _as_batch(ShardStats(0), str(error))
+        return self._end(shard, stats)
+
+
+def _as_batch(stats: ShardStats, user_error: str = "") -> dict[str, list[Any]]:
+    failed = json.dumps(stats.failed)
+    return {"rows": [stats.rows], "failed": [failed], "tokens": [stats.tokens], "user_error": [user_error]}

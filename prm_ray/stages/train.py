@@ -1,0 +1,124 @@
+"""train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder with `prm.json`.
+
+In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the table,
+so a step costs the policy alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
+from prm_ray.models import base_model_path, check_vocabularies, reference_model_path, write_prm_json
+from prm_ray.stages.fit import FitPlan, fit
+from prm_ray.stages.result import StageResult
+from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.trainer import Trainer
+from prm_ray.trainingdata import OutcomeData, held_out_metrics, plan_steps
+
+_COLUMNS = ["prompt_id", "split", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "error", "label_error"]
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
+    section = config.train
+    policy, reference = base_model_path(config), reference_model_path(config)
+    check_vocabularies(policy, reference)
+    table = training_rows(config)
+    data = OutcomeData(_part(table, config, held_out=False), section.beta)
+    _check_labels(data, config)
+    num_steps = len(plan_steps(data.sizes, section.batch_size, section.epochs, config.run.seed))
+    fit(_plan(config, folder, policy), num_steps)
+    prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
+    write_prm_json(
+        folder.path,
+        {
+            "objective": section.objective,
+            "beta": section.beta,
+            "reference": reference,
+            "step_rule": config.reference.step_rule,
+            "aggregation": config.evaluate.aggregation,
+            "prompt": prompt,
+        },
+    )
+    num_responses = sum(data.sizes)
+    tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
+    last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
+    return StageResult(table.num_rows, num_responses, {}, tokens, {"num_steps": num_steps, "last": json.loads(last)})
+
+
+def training_rows(config: RunConfig) -> pa.Table:
+    """All rows of the training split that have tokens and a known label. Raises `UserError` if there are none."""
+    source = StageFolder(config.run.dir, "reference")
+    parts = []
+    for index in source.finished_parts():
+        part = read_parquet(source.part_path(index), _COLUMNS)
+        usable = pc.and_(pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"])))
+        parts.append(part.filter(usable))
+    table = pa.concat_tables(parts).select(["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"])
+    if table.num_rows == 0:
+        raise UserError(f"{str(source.path)!r} has no training response with a known label; nothing to train on")
+    return table.combine_chunks()
+
+
+def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
+    """The rows of the problems that are trained on, or of the seeded share held out to measure."""
+    prompts = sorted(set(table["prompt_id"].to_pylist()))
+    random.Random(f"{config.run.seed}-held-out").shuffle(prompts)
+    num_held_out = round(config.train.validation_fraction * len(prompts))
+    chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
+    return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
+
+
+def _check_labels(data: OutcomeData, config: RunConfig) -> None:
+    if len(set(data.labels)) < 2:
+        which = "right" if data.labels[0] else "wrong"
+        raise UserError(
+            f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
+            f"generate more, or change generate.temperature (now {config.generate.temperature}) or the problems"
+        )
+
+
+def _plan(config: RunConfig, folder: StageFolder, policy: str) -> FitPlan:
+    section = config.train
+    return FitPlan(
+        name="train",
+        folder=folder.path.resolve(),
+        model=policy,
+        chat_template=config.prompt.chat_template,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        make_data=partial(_training_data, config),
+        make_held_out=partial(_held_out, config),
+        lr=section.lr,
+        warmup_ratio=section.warmup_ratio,
+        epochs=section.epochs,
+        batch_size=section.batch_size,
+        token_budget=section.token_budget,
+        seed=config.run.seed,
+        checkpoint_every=section.checkpoint_every,
+        weight_decay=section.weight_decay,
+        grad_clip=section.grad_clip,
+        num_workers=section.num_workers,
+        gpus_per_worker=section.gpus_per_worker,
+    )
+
+
+def _training_data(config: RunConfig) -> OutcomeData:
+    return OutcomeData(_part(training_rows(config), config, held_out=False), config.train.beta)
+
+
+def _held_out(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
+    data = OutcomeData(_part(training_rows(config), config, held_out=True), config.train.beta)
+
+    def measure(trainer: Trainer) -> dict[str, Any]:
+        return held_out_metrics(data.rewards(range(len(data.sizes)), trainer, config.train.token_budget))
+
+    return measure

@@ -1,0 +1,62 @@
+"""warmup (optional): supervised fine-tuning on worked solutions, for a model that does not know the format yet.
+
+In: problems with solutions. Out: warmup/, a plain model folder that generates, is the reference, and starts as policy.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
+from prm_ray.models import build_messages, encode_prompt, encode_response, load_tokenizer, resolve_model
+from prm_ray.problems import load_problems
+from prm_ray.stages.fit import FitPlan, fit
+from prm_ray.stages.result import StageResult
+from prm_ray.tables import StageFolder
+from prm_ray.trainingdata import SolutionData, plan_steps
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
+    section = config.warmup
+    data = solution_data(config)
+    num_problems = len(data.sizes)
+    fit(
+        FitPlan(
+            name="warmup",
+            folder=folder.path.resolve(),
+            model=resolve_model(config.model.name),
+            chat_template=config.prompt.chat_template,
+            dtype=config.model.dtype,
+            trust_remote_code=config.model.trust_remote_code,
+            make_data=partial(solution_data, config),
+            make_held_out=None,
+            lr=section.lr,
+            warmup_ratio=section.warmup_ratio,
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            token_budget=section.token_budget,
+            seed=config.run.seed,
+            checkpoint_every=section.checkpoint_every,
+            num_workers=section.num_workers,
+            gpus_per_worker=section.gpus_per_worker,
+        ),
+        len(plan_steps(data.sizes, section.batch_size, section.epochs, config.run.seed)),
+    )
+    tokens = data.count(range(num_problems)) * section.epochs
+    return StageResult(num_problems, num_problems, {}, tokens)
+
+
+def solution_data(config: RunConfig) -> SolutionData:
+    """Encoded prompts and solutions. Raises `UserError` if a problem has no worked solution."""
+    tokenizer = load_tokenizer(
+        resolve_model(config.model.name), config.prompt.chat_template, config.model.trust_remote_code
+    )
+    problems = [problem for problem in load_problems(config, "warmup") if problem.error is None]
+    for problem in problems:
+        if problem.solution is None:
+            raise UserError(f"warmup needs worked solutions: set problems.solution_field ({problem.problem!r} has none)")
+    return SolutionData(
+        [encode_prompt(tokenizer, build_messages(config.prompt, problem.problem)) for problem in problems],
+        [encode_response(tokenizer, problem.solution) for problem in problems],
+    )

@@ -1,0 +1,157 @@
+"""`Trainer`: one optimizer step over packed batches. It knows torch, not Ray; workers meet in `torch.distributed`.
+
+Weights live twice when the model computes in bfloat16: float32 masters that the optimizer moves, and the bfloat16 copy
+that runs, made anew once a step rather than at every forward. Gradients of all micro-batches are added in float32, then
+once over all workers, and were divided by the global count before: how a step is cut changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prm_ray.core.forward import check_model, response_logprobs
+from prm_ray.core.packing import PackedBatch
+from prm_ray.errors import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Loss = Callable[[PackedBatch, Tensor], Tensor]
+"""A packed batch and its response log-probs [R] -> the summed loss of its responses."""
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a cosine down to a tenth of the peak."""
+
+    lr: float
+    total_steps: int
+    warmup_ratio: float
+
+    def at(self, step: int) -> float:
+        """Learning rate of the step with this number, from 0."""
+        warmup_steps = max(1, math.ceil(self.warmup_ratio * self.total_steps))
+        if step < warmup_steps:
+            return self.lr * (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, self.total_steps - warmup_steps)
+        return self.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float  # mean over the responses of the step
+    grad_norm: float  # before clipping
+    lr: float
+
+
+class Trainer:
+    """AdamW (betas 0.9, 0.95) with gradient clipping over any model whose responses can be packed.
+
+    `model` is given in float32; `compute_dtype` is the number format of forward and backward.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        schedule: Schedule,
+        *,
+        compute_dtype: torch.dtype,
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
+    ):
+        check_model(model.config)
+        self.model = model
+        self.schedule = schedule
+        self.num_steps = 0
+        self._grad_clip = grad_clip
+        self._masters = [parameter.detach().float().clone() for parameter in model.parameters()]
+        model.to(compute_dtype).train()
+        self._parameters = list(model.parameters())
+        fused = self._masters[0].device.type in ("cuda", "cpu")
+        self._optimizer = torch.optim.AdamW(
+            self._masters, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused
+        )
+
+    def step(self, batches: Sequence[PackedBatch], loss: Loss, count: int) -> StepResult:
+        """One optimizer step; `count` is the number of responses (or tokens) of the step over all workers.
+
+        Raises `NonFiniteLossError` on every worker, before any weight moves, if the loss or gradient is not finite.
+        """
+        grads = [torch.zeros_like(master) for master in self._masters]
+        total = torch.zeros((), device=grads[0].device)
+        for batch in batches:
+            mean = loss(batch, response_logprobs(self.model, batch)) / count
+            mean.backward()
+            total += mean.detach()
+            self._move_grads(grads)
+        self._add_over_workers([total, *grads])
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
+            raise NonFiniteLossError(
+                f"loss {total.item()} and gradient norm {norm.item()} at step {self.num_steps}: not finite; "
+                "lower train.lr or train.beta, or compute in float32 (model.dtype)"
+            )
+        lr = self.schedule.at(self.num_steps)
+        self._move_weights(grads, norm, lr)
+        self.num_steps += 1
+        return StepResult(total.item(), norm.item(), lr)
+
+    @torch.no_grad()
+    def logprobs(self, batch: PackedBatch) -> Tensor:
+        """Response log-probs [R] under the present weights, for held-out measurements."""
+        return response_logprobs(self.model, batch)
+
+    def save_state(self, path: Path) -> None:
+        """Everything an exact resume needs, as one safetensors file (masters and moments; no pickle)."""
+        tensors: dict[str, Tensor] = {"num_steps": torch.tensor(self.num_steps)}
+        for number, master in enumerate(self._masters):
+            tensors[f"{number}.master"] = master
+            for name, value in self._optimizer.state[master].items():
+                tensors[f"{number}.{name}"] = value
+        save_file(tensors, path)
+
+    def load_state(self, path: Path) -> None:
+        """Go on exactly where `save_state` stood."""
+        tensors = load_file(path)
+        self.num_steps = int(tensors["num_steps"])
+        for number, (master, parameter) in enumerate(zip(self._masters, self._parameters, strict=True)):
+            master.copy_(tensors[f"{number}.master"])
+            parameter.data.copy_(master)
+            names = [name for name in _MOMENTS if f"{number}.{name}" in tensors]
+            self._optimizer.state[master] = {name: tensors[f"{number}.{name}"].to(master.device) for name in names}
+
+    def save_model(self, folder: Path) -> None:
+        """Write a plain Hugging Face model folder in the compute dtype."""
+        self.model.save_pretrained(folder)
+
+    def _move_grads(self, grads: list[Tensor]) -> None:
+        for grad, parameter in zip(grads, self._parameters, strict=True):
+            if parameter.grad is not None:
+                grad += parameter.grad
+                parameter.grad = None
+
+    def _add_over_workers(self, tensors: list[Tensor]) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def _move_weights(self, grads: list[Tensor], norm: Tensor, lr: float) -> None:
+        scale = min(1.0, self._grad_clip / (norm.item() + 1e-6))
+        for master, grad in zip(self._masters, grads, strict=True):
+            master.grad = grad.mul_(scale)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            master.grad = None
+            parameter.data.copy_(master)

@@ -1,0 +1,151 @@
+"""What a training step is made of: items (a prompt with its responses), their packed groups, and their loss.
+
+Two kinds with one interface: labelled responses for the implicit PRM, worked solutions for the warm-up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prm_ray.core.metrics import auc, within_problem_auc
+from prm_ray.core.objectives import cross_entropy, negative_log_likelihood
+from prm_ray.core.packing import PackedBatch, PromptGroup, pack
+from prm_ray.trainer import Loss, Trainer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class TrainingData(Protocol):
+    sizes: list[int]
+    """Responses of each item."""
+
+    def count(self, items: Sequence[int]) -> int:
+        """What the summed loss of these items is divided by."""
+        ...
+
+    def groups(self, items: Sequence[int]) -> list[PromptGroup]: ...
+
+    def loss(self, items: Sequence[int]) -> Loss:
+        """Loss over batches packed from `groups(items)`."""
+        ...
+
+
+class SolutionData:
+    """Worked solutions: supervised fine-tuning, the mean of -log p over all solution tokens."""
+
+    def __init__(self, prompts: list[list[int]], solutions: list[list[int]]):
+        self._prompts, self._solutions = prompts, solutions
+        self.sizes = [1] * len(prompts)
+
+    def count(self, items: Sequence[int]) -> int:
+        return sum(len(self._solutions[item]) for item in items)
+
+    def groups(self, items: Sequence[int]) -> list[PromptGroup]:
+        return [PromptGroup(self._prompts[item], [self._solutions[item]]) for item in items]
+
+    def loss(self, items: Sequence[int]) -> Loss:
+        return lambda batch, logprobs_R: negative_log_likelihood(logprobs_R)
+
+
+class OutcomeData:
+    """Labelled responses with cached reference log-probs, grouped by prompt; read from Arrow when asked for."""
+
+    def __init__(self, table: pa.Table, beta: float):
+        """`table` needs prompt_id, prompt_tokens, response_tokens, ref_logprobs, correct (not null)."""
+        self._table, self._beta = table, beta
+        by_prompt: dict[str, list[int]] = {}
+        for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
+            by_prompt.setdefault(prompt_id, []).append(row)
+        self._rows = list(by_prompt.values())
+        self.sizes = [len(rows) for rows in self._rows]
+        self.labels: list[bool] = table["correct"].to_pylist()
+        self._reference = [float(sum(values)) for values in table["ref_logprobs"].to_pylist()]
+
+    def count(self, items: Sequence[int]) -> int:
+        return sum(self.sizes[item] for item in items)
+
+    def groups(self, items: Sequence[int]) -> list[PromptGroup]:
+        return [
+            PromptGroup(
+                self._table["prompt_tokens"][self._rows[item][0]].as_py(),
+                [self._table["response_tokens"][row].as_py() for row in self._rows[item]],
+            )
+            for item in items
+        ]
+
+    def loss(self, items: Sequence[int]) -> Loss:
+        def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
+            log_ratio_B, correct_B = self._log_ratios(items, batch, logprobs_R)
+            return cross_entropy(log_ratio_B, correct_B, self._beta)
+
+        return summed
+
+    def rewards(self, items: Sequence[int], trainer: Trainer, token_budget: int) -> list[tuple[int, float, bool]]:
+        """(item, reward, correct) of every response of these items under the present weights."""
+        results: list[tuple[int, float, bool]] = []
+        for batch in pack(self.groups(items), token_budget):
+            log_ratio_B, correct_B = self._log_ratios(items, batch, trainer.logprobs(batch))
+            owners = [items[group] for group, _ in batch.branches]
+            rewards = (self._beta * log_ratio_B).tolist()
+            results += zip(owners, rewards, correct_B.tolist(), strict=True)
+        return results
+
+    def _log_ratios(self, items: Sequence[int], batch: PackedBatch, logprobs_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-ratio and label of each branch of a batch, [B]."""
+        rows = [self._rows[items[group]][response] for group, response in batch.branches]
+        policy_B = torch.stack([values.sum() for values in logprobs_R.split(batch.lengths)])
+        reference_B = torch.tensor([self._reference[row] for row in rows], device=policy_B.device)
+        correct_B = torch.tensor([self.labels[row] for row in rows], device=policy_B.device)
+        return policy_B - reference_B, correct_B
+
+
+def held_out_metrics(results: Sequence[tuple[int, float, bool]]) -> dict[str, Any]:
+    """Loss, accuracy and AUC (over all, and within a problem) of (item, reward, correct) triples."""
+    if not results:
+        return {}
+    _, rewards, correct = (list(column) for column in zip(*results, strict=True))
+    loss = cross_entropy(torch.tensor(rewards), torch.tensor(correct), 1.0).item() / len(rewards)
+    by_item: dict[int, tuple[list[float], list[bool]]] = {}
+    for item, reward, label in results:
+        rewards_of, labels_of = by_item.setdefault(item, ([], []))
+        rewards_of.append(reward)
+        labels_of.append(label)
+    accuracy = sum((reward > 0) == label for reward, label in zip(rewards, correct, strict=True)) / len(rewards)
+    return {
+        "held_out_loss": loss,
+        "held_out_accuracy": accuracy,
+        "held_out_auc": auc(rewards, correct),
+        "held_out_auc_within": within_problem_auc(list(by_item.values())).mean,
+    }
+
+
+def plan_steps(sizes: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """The items of every optimizer step of the run: a seeded shuffle an epoch, cut once `batch_size` responses are in.
+
+    Known in advance, so a resumed run continues the same sequence and a schedule knows its end. The last step of an
+    epoch may be smaller.
+    """
+    steps: list[list[int]] = []
+    for epoch in range(epochs):
+        order = list(range(len(sizes)))
+        random.Random(f"{seed}-{epoch}").shuffle(order)
+        step: list[int] = []
+        for item in order:
+            step.append(item)
+            if sum(sizes[each] for each in step) >= batch_size:
+                steps.append(step)
+                step = []
+        if step:
+            steps.append(step)
+    return steps
+
+
+def share(items: Sequence[int], rank: int, num_workers: int) -> list[int]:
+    """The items of a step that fall to one worker; may be none."""
+    return list(items[rank::num_workers])

@@ -1,0 +1,29 @@
+"""Environment of every test process, set before anything imports Ray, torch or vLLM."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),  # for Ray's workers
+    "RAY_worker_niceness": "0",  # Ray's default of 15 starves vLLM on a small machine
+    "RAY_AUTH_MODE": "disabled",  # a local Ray otherwise writes a token into the home folder
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "240",  # a hang becomes an error
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",  # no test reaches for a hub
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle OpenMP threads sleep in place of spinning
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM's default pins every engine to core 0
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+for _name, _value in ENVIRONMENT.items():
+    if _name == "PYTHONPATH":
+        os.environ[_name] = _value
+    else:
+        os.environ.setdefault(_name, _value)
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))

@@ -1,0 +1,133 @@
+"""The two tables below are the architecture: who may import whom. Read from the source, nothing is imported for it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FOUNDATION = {"errors", "config", "tables", "runlog"}
+MODULES = {"arithmetic", "problems", "answers"}
+ENGINES = {"models", "trainer", "scorer", "search"}
+BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "tables": {"errors"},
+    "runlog": {"errors"},
+    "core": {"core"},
+    "arithmetic": FOUNDATION | {"problems"},
+    "problems": FOUNDATION | {"arithmetic"},
+    "answers": FOUNDATION,
+    "models": FOUNDATION | {"core"},
+    "scorer": FOUNDATION | {"core", "models"},
+    "trainer": FOUNDATION | {"core", "models"},
+    "search": FOUNDATION | {"core", "models", "scorer"},
+    "stages": BELOW_STAGES | {"stages"},
+    "serve": FOUNDATION | {"core", "models", "scorer", "search", "serve"},
+    "demo": BELOW_STAGES | {"stages", "serve"},
+    "cli": BELOW_STAGES | {"stages", "serve", "demo"},
+    "jobs": BELOW_STAGES | {"stages", "serve"},
+}
+"""Part of prm_ray -> the parts it may name, anywhere in its files."""
+
+LIGHT = {"pydantic", "pyarrow", "tqdm"}
+NEURAL = LIGHT | {"torch", "transformers", "numpy", "safetensors"}
+TOP_LEVEL = {
+    **dict.fromkeys(FOUNDATION | MODULES, LIGHT),
+    "core": {"torch", "numpy"},
+    **dict.fromkeys(ENGINES, NEURAL),
+    "stages": NEURAL | {"ray", "matplotlib", "jinja2"},
+    "serve": NEURAL | {"ray", "fastapi", "starlette"},
+    **dict.fromkeys(("cli", "demo", "jobs"), LIGHT),
+}
+"""Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
+
+USES_RAY = {"stages", "serve", "jobs"}
+USES_VLLM = {"prm_ray/stages/sampler.py"}
+LIGHT_PROCESSES = {
+    "prm_ray.config": "torch ray transformers vllm",
+    "prm_ray.cli": "torch ray transformers vllm",
+    "prm_ray.scorer": "ray vllm",
+    "prm_ray.trainer": "ray vllm",
+}
+
+
+def source_files() -> list[Path]:
+    return sorted([*ROOT.glob("prm_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
+
+
+def part_of(path: Path) -> str:
+    """`prm_ray/core/steps.py` -> core, `prm_ray/scorer.py` -> scorer, `jobs/train.py` -> jobs."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "jobs" else parts[1]
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """(dotted name, is it on top of the file) of every import, those under `if TYPE_CHECKING` left out."""
+    inside = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(outer)
+    }
+    for guard in ast.walk(tree):
+        if isinstance(guard, ast.If) and ast.unparse(guard.test).endswith("TYPE_CHECKING"):
+            guard.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) not in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "prm_ray" else [module]
+            yield from ((name, id(node) not in inside) for name in names)
+
+
+def faults(path: Path) -> Iterator[str]:
+    name, part = str(path.relative_to(ROOT)), part_of(path)
+    for imported, on_top in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        package, *rest = imported.split(".")
+        if package == "prm_ray" and rest and rest[0] not in MAY_IMPORT.get(part, set()) | {part}:
+            yield f"{name} imports prm_ray.{rest[0]}"
+        elif package == "ray" and part not in USES_RAY:
+            yield f"{name} imports ray"
+        elif package == "vllm" and name not in USES_VLLM:
+            yield f"{name} imports vllm"
+        elif on_top and package not in {"prm_ray", "vllm"} | sys.stdlib_module_names | TOP_LEVEL.get(part, set()):
+            yield f"{name} imports {package} on top"
+        elif part == "core" and package not in {"prm_ray"} | sys.stdlib_module_names | TOP_LEVEL["core"]:
+            yield f"{name} imports {package}"
+
+
+def test_every_import_is_allowed_by_the_tables():
+    assert [
+        fault
+        for path in source_files()
+        if path.stem != "__init__" or part_of(path) in MAY_IMPORT
+        for fault in faults(path)
+    ] == []
+
+
+def test_every_part_of_the_package_is_in_the_tables():
+    parts = {part_of(path) for path in source_files()} - {"__init__"}
+    assert parts <= MAY_IMPORT.keys(), f"give {parts - MAY_IMPORT.keys()} a line in MAY_IMPORT"
+
+
+def test_jobs_import_only_the_config_before_main():
+    for path in ROOT.glob("jobs/*.py"):
+        on_top = {
+            name for name, on_top in imports(ast.parse(path.read_text())) if on_top and name.startswith("prm_ray")
+        }
+        assert on_top <= {"prm_ray.config", "prm_ray.errors"}, f"{path.name} imports {on_top}"
+
+
+@pytest.mark.parametrize(("module", "forbidden"), LIGHT_PROCESSES.items())
+def test_a_clean_process_that_imports_it_stays_light(module: str, forbidden: str):
+    program = f"import sys, {module}; print(*(set({forbidden.split()!r}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []

@@ -1,0 +1,58 @@
+"""Scorer: what a library user gets."""
+
+import pytest
+
+from prm_ray.errors import UserError
+from prm_ray.models import load_model, load_tokenizer
+from prm_ray.scorer import ScoredResponse, Scorer
+
+RESPONSES = ["1+2=3\n3+4=7\n\n", "1+2=4", "漢字 🙂\n\n\nxé"]
+
+
+def scorer_of(tiny_model: str, other_model: str) -> Scorer:
+    policy, reference = load_model(tiny_model, "float32"), load_model(other_model, "float32")
+    return Scorer(policy, reference, load_tokenizer(tiny_model), beta=0.5, step_rule="newline")
+
+
+@pytest.fixture
+def scored(tiny_model: str, other_tiny_model: str) -> list[ScoredResponse]:
+    return scorer_of(tiny_model, other_tiny_model).score("1+2+4", RESPONSES)
+
+
+def test_policy_equal_to_reference_scores_exactly_zero(tiny_model: str) -> None:
+    for response in Scorer.from_pretrained(tiny_model, tiny_model, dtype="float32").score("1+2", RESPONSES):
+        assert set(response.token_rewards) == {0.0}
+        assert response.rewards == {"sum": 0.0, "mean": 0.0, "min": 0.0, "last": 0.0}
+
+
+def test_step_rewards_add_up_to_the_response_reward(scored: list[ScoredResponse]) -> None:
+    for response in scored:
+        assert sum(response.step_rewards) == pytest.approx(response.rewards["sum"], abs=1e-6)
+        assert sum(response.token_rewards) == pytest.approx(response.rewards["sum"], abs=1e-6)
+        assert response.rewards["sum"] != 0.0
+
+
+def test_steps_join_to_the_text_and_match_the_step_rewards(scored: list[ScoredResponse]) -> None:
+    for response, text in zip(scored, RESPONSES, strict=True):
+        assert "".join(response.steps) == text
+        assert len(response.steps) == len(response.step_rewards) == len(response.step_ends)
+    assert scored[0].steps == ["1+2=3\n", "3+4=7\n\n"]
+
+
+def test_companions_and_order_do_not_change_a_reward(tiny_model: str, other_tiny_model: str) -> None:
+    scorer = scorer_of(tiny_model, other_tiny_model)
+    together = scorer.score("1+2+4", RESPONSES[::-1])[::-1]
+    for text, ours in zip(RESPONSES, together, strict=True):
+        (alone,) = scorer.score("1+2+4", [text])
+        assert alone.token_rewards == pytest.approx(ours.token_rewards, abs=1e-5)
+
+
+def test_an_empty_response_is_named_not_scored(tiny_model: str) -> None:
+    scorer = Scorer.from_pretrained(tiny_model, tiny_model, dtype="float32")
+    with pytest.raises(UserError, match="response 1 is empty"):
+        scorer.score("1+2", ["3", ""])
+
+
+def test_a_model_without_a_reference_says_what_is_missing(tiny_model: str) -> None:
+    with pytest.raises(UserError, match=r"has no prm\.json that names a reference"):
+        Scorer.from_pretrained(tiny_model)

@@ -1,0 +1,104 @@
+"""Trainer: how a step is cut into micro-batches, stopped and resumed changes nothing."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from prm_ray.core.packing import pack
+from prm_ray.errors import NonFiniteLossError
+from prm_ray.models import load_model
+from prm_ray.trainer import Schedule, Trainer
+from prm_ray.trainingdata import OutcomeData, held_out_metrics, plan_steps, share
+
+
+def outcome_data(num_prompts: int = 4, beta: float = 0.5) -> OutcomeData:
+    rows = [
+        {
+            "prompt_id": f"p{prompt}",
+            "prompt_tokens": [5, 6 + prompt, 7],
+            "response_tokens": [8 + prompt, 9 + sample, *([10] * sample), 4],
+            "ref_logprobs": [-1.0] * (3 + sample),
+            "correct": sample % 2 == 0,
+        }
+        for prompt in range(num_prompts)
+        for sample in range(3)
+    ]
+    return OutcomeData(pa.Table.from_pylist(rows), beta)
+
+
+def new_trainer(path: str, dtype: torch.dtype = torch.float32, lr: float = 1e-2) -> Trainer:
+    return Trainer(load_model(path, "float32"), Schedule(lr, 20, 0.1), compute_dtype=dtype)
+
+
+def run_steps(trainer: Trainer, data: OutcomeData, num_steps: int, token_budget: int = 1000) -> list[float]:
+    losses = []
+    for step in plan_steps(data.sizes, 6, 10, seed=0)[trainer.num_steps : trainer.num_steps + num_steps]:
+        batches = pack(data.groups(step), token_budget)
+        losses.append(trainer.step(batches, data.loss(step), data.count(step)).loss)
+    return losses
+
+
+def test_micro_batch_size_does_not_change_the_step(tiny_model: str) -> None:
+    results = [run_steps(new_trainer(tiny_model), outcome_data(), 3, budget) for budget in (1, 14, 1000)]
+    assert results[0] == pytest.approx(results[2], abs=1e-5)
+    assert results[1] == pytest.approx(results[2], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_falls(tiny_model: str, dtype: torch.dtype) -> None:
+    losses = run_steps(new_trainer(tiny_model, dtype), outcome_data(), 16)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_gives_exactly_the_losses_of_an_uninterrupted_one(
+    tiny_model: str, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    data = outcome_data()
+    whole = run_steps(new_trainer(tiny_model, dtype), data, 8)
+    first = new_trainer(tiny_model, dtype)
+    start = run_steps(first, data, 3)
+    first.save_state(tmp_path / "state.safetensors")
+    second = new_trainer(tiny_model, dtype)
+    second.load_state(tmp_path / "state.safetensors")
+    assert start + run_steps(second, data, 5) == whole
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(tiny_model: str) -> None:
+    trainer, data = new_trainer(tiny_model), outcome_data(beta=float("nan"))
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(NonFiniteLossError, match="at step 0: not finite"):
+        run_steps(trainer, data, 1)
+    after = list(trainer.model.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_the_plan_holds_every_item_once_an_epoch_in_another_order() -> None:
+    steps = plan_steps([8] * 10, batch_size=32, epochs=2, seed=0)
+    assert [len(step) for step in steps] == [4, 4, 2] * 2
+    first, second = sum(steps[:3], []), sum(steps[3:], [])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_workers_share_a_step_without_overlap_even_when_there_are_more_of_them() -> None:
+    assert [share([4, 5, 6], rank, 2) for rank in range(2)] == [[4, 6], [5]]
+    assert [share([4], rank, 2) for rank in range(2)] == [[4], []]
+
+
+def test_held_out_metrics_by_hand() -> None:
+    """Problem 0: right 1, wrong 2 (AUC 0). Problem 1: right 3, wrong -1 (AUC 1). Over all 3 of 4 pairs: 1 > -1, 3 > 2, 3 > -1."""
+    results = [(0, 1.0, True), (0, 2.0, False), (1, 3.0, True), (1, -1.0, False)]
+    metrics = held_out_metrics(results)
+    assert metrics["held_out_auc"] == 0.75
+    assert metrics["held_out_auc_within"] == 0.5
+    assert metrics["held_out_accuracy"] == 0.75
+
+
+def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
+    schedule = Schedule(lr=1.0, total_steps=100, warmup_ratio=0.1)
+    assert schedule.at(0) == pytest.approx(0.1)
+    assert schedule.at(9) == pytest.approx(1.0)
+    assert schedule.at(100) == pytest.approx(0.1)
