@@ -10,7 +10,7 @@ from typing import Any
 from prm_ray.stages.measure import PASS_AT_1
 
 WIDTH, HEIGHT = 960, 440
-LEFT, RIGHT, TOP, BOTTOM = 52, 210, 16, 48
+LEFT, RIGHT, TOP, BOTTOM = 52, 228, 16, 48
 _LABEL_GAP = 17
 
 

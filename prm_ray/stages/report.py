@@ -96,7 +96,7 @@ def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:
     tiles = [{"label": label_of(PASS_AT_1), "css": "c-base", "figures": report[PASS_AT_1]}]
     shown = {f"prm_{how}": "c-prm", f"weighted_{how}": "c-vote", "majority": "c-majority", "oracle": "c-oracle"}
     for method, css in shown.items():
-        tiles.append({"label": f"{label_of(method)}, N = {n}", "css": css, "figures": report["accuracy"][method][n]})
+        tiles.append({"label": f"{label_of(method)}, N\u00a0=\u00a0{n}", "css": css, "figures": report["accuracy"][method][n]})
     return tiles
 
 

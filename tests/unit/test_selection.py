@@ -38,7 +38,7 @@ def test_candidates_without_an_answer_do_not_vote_unless_nobody_answers():
 
 
 def test_weighted_vote_adds_up_weights():
-    """"a" has 0.3 + 0.3 = 0.6, "b" 0.5; with 0.7 for "b" it is the other way round."""
+    """ "a" has 0.3 + 0.3 = 0.6, "b" 0.5; with 0.7 for "b" it is the other way round."""
     assert weighted_vote(["a", "b", "a"], [0.3, 0.5, 0.3]) == 0
     assert weighted_vote(["a", "b", "a"], [0.3, 0.7, 0.3]) == 1
 
