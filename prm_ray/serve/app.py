@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -35,6 +36,7 @@ from prm_ray.serve.protocol import (
     rank,
     validation_message,
 )
+from prm_ray.stages.cluster import set_threads
 
 APP_NAME = "prm_ray"
 RETRY_AFTER_SECONDS = 2
@@ -66,7 +68,8 @@ class Limits:
 class ScorerReplica:
     """One model in memory."""
 
-    def __init__(self, checkpoint: str, dtype: str, token_budget: int, max_tokens: int):
+    def __init__(self, checkpoint: str, dtype: str, token_budget: int, max_tokens: int, num_replicas: int):
+        set_threads(num_replicas)
         self._scorer = Scorer.from_pretrained(checkpoint, dtype=dtype, token_budget=token_budget)
         self._max_tokens = max_tokens
         # One thread, not a lock: a client that hangs up cancels the waiting, but never lets two passes run at once.
@@ -136,6 +139,11 @@ async def _answer_refused(request: Request, error: Refused) -> JSONResponse:
     return JSONResponse(error_body(rejection.kind, rejection.message), status_code=rejection.status, headers=headers)
 
 
+# Above the class: `serve.ingress` copies the app, with the globals its functions see, at the moment it decorates.
+def _id(request: ScoreRequest | RerankRequest) -> str:
+    return request.request_id or uuid.uuid4().hex
+
+
 @serve.ingress(api)
 class Ingress:
     """Checks and shapes requests; holds no model."""
@@ -181,13 +189,11 @@ class Ingress:
             outcome = await self._scorer.score.remote(prompt, responses)
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise Refused(Rejection(503, "overloaded", f"{error.message} Try again later.")) from None
+        except RayActorError:
+            raise Refused(Rejection(503, "unavailable", "the replica with the model died; try again later")) from None
         if isinstance(outcome, Rejection):
             raise Refused(outcome)
         return outcome
-
-
-def _id(request: ScoreRequest | RerankRequest) -> str:
-    return request.request_id or uuid.uuid4().hex
 
 
 def build(config: RunConfig, checkpoint: str) -> serve.Application:
@@ -214,5 +220,7 @@ def build(config: RunConfig, checkpoint: str) -> serve.Application:
         max_constructor_retry_count=1,
     )(Ingress)
     limits = Limits(section.max_candidates, section.max_tokens)
-    replica = scorer.bind(checkpoint, config.model.dtype, config.score.token_budget, section.max_tokens)
+    replica = scorer.bind(
+        checkpoint, config.model.dtype, config.score.token_budget, section.max_tokens, section.num_replicas
+    )
     return ingress.bind(replica, config.run.dir.name, config.evaluate.aggregation, limits)
