@@ -35,6 +35,7 @@ from prm_ray.serve.protocol import (
     rank,
     validation_message,
 )
+from prm_ray.stages.cluster import set_threads
 
 APP_NAME = "prm_ray"
 RETRY_AFTER_SECONDS = 2
@@ -66,7 +67,8 @@ class Limits:
 class ScorerReplica:
     """One model in memory."""
 
-    def __init__(self, checkpoint: str, dtype: str, token_budget: int, max_tokens: int):
+    def __init__(self, checkpoint: str, dtype: str, token_budget: int, max_tokens: int, num_replicas: int):
+        set_threads(num_replicas)
         self._scorer = Scorer.from_pretrained(checkpoint, dtype=dtype, token_budget=token_budget)
         self._max_tokens = max_tokens
         # One thread, not a lock: a client that hangs up cancels the waiting, but never lets two passes run at once.
@@ -214,5 +216,7 @@ def build(config: RunConfig, checkpoint: str) -> serve.Application:
         max_constructor_retry_count=1,
     )(Ingress)
     limits = Limits(section.max_candidates, section.max_tokens)
-    replica = scorer.bind(checkpoint, config.model.dtype, config.score.token_budget, section.max_tokens)
+    replica = scorer.bind(
+        checkpoint, config.model.dtype, config.score.token_budget, section.max_tokens, section.num_replicas
+    )
     return ingress.bind(replica, config.run.dir.name, config.evaluate.aggregation, limits)

@@ -87,7 +87,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: st
     assert message in only_error(result)
 
 
-@pytest.mark.parametrize("order", [("--fresh", "train.lr=0"), ("train.lr=0", "--fresh"), ("--fresh", "train", "train.lr=0")])
+@pytest.mark.parametrize(
+    "order", [("--fresh", "train.lr=0"), ("train.lr=0", "--fresh"), ("--fresh", "train", "train.lr=0")]
+)
 def test_an_override_beside_fresh_is_not_taken_for_a_stage(config_file: str, order: tuple[str, ...]):
     assert "train.lr: Input should be greater than 0" in only_error(prm_ray("run", config_file, *order))
 

@@ -9,7 +9,9 @@ from prm_ray.serve.protocol import ItemError, RerankRequest, ScoredItem, ScoreRe
 def scored(*sums: float | None) -> list[ScoredItem]:
     error = ItemError(type="empty_response", message="the response has no text")
     return [
-        ScoredItem(index=i, error=error) if value is None else ScoredItem(index=i, rewards={"sum": value, "min": -value})
+        ScoredItem(index=i, error=error)
+        if value is None
+        else ScoredItem(index=i, rewards={"sum": value, "min": -value})
         for i, value in enumerate(sums)
     ]
 
