@@ -29,7 +29,16 @@ _IDENTITY = {
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
 }
-_RESOURCES = {"token_budget", "checkpoint_every", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options", "timeout_seconds"}
+_RESOURCES = {
+    "token_budget",
+    "checkpoint_every",
+    "num_workers",
+    "gpus_per_worker",
+    "num_engines",
+    "gpus_per_engine",
+    "engine_options",
+    "timeout_seconds",
+}
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers"}
-ENGINES = {"models", "trainer", "scorer", "search"}
+ENGINES = {"models", "trainingdata", "trainer", "scorer"}
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
@@ -25,10 +25,10 @@ MAY_IMPORT = {
     "answers": FOUNDATION,
     "models": FOUNDATION | {"core"},
     "scorer": FOUNDATION | {"core", "models"},
-    "trainer": FOUNDATION | {"core", "models"},
-    "search": FOUNDATION | {"core", "models", "scorer"},
+    "trainingdata": FOUNDATION | {"core"},
+    "trainer": FOUNDATION | {"core", "models", "trainingdata"},
     "stages": BELOW_STAGES | {"stages"},
-    "serve": FOUNDATION | {"core", "models", "scorer", "search", "serve"},
+    "serve": FOUNDATION | {"core", "models", "scorer", "stages", "serve"},
     "demo": BELOW_STAGES | {"stages", "serve"},
     "entry": FOUNDATION,
     "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo"},
