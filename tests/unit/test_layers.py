@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers"}
-ENGINES = {"models", "trainer", "trainingdata", "scorer", "search"}
+ENGINES = {"models", "trainingdata", "trainer", "scorer"}
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
@@ -27,9 +27,8 @@ MAY_IMPORT = {
     "scorer": FOUNDATION | {"core", "models"},
     "trainer": FOUNDATION | {"core", "models"},
     "trainingdata": FOUNDATION | {"core", "trainer"},
-    "search": FOUNDATION | {"core", "models", "scorer"},
     "stages": BELOW_STAGES | {"stages"},
-    "serve": FOUNDATION | {"core", "models", "scorer", "search", "serve"},
+    "serve": FOUNDATION | {"core", "models", "scorer", "stages", "serve"},
     "demo": BELOW_STAGES | {"stages", "serve"},
     "entry": FOUNDATION,
     "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo"},
