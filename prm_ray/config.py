@@ -114,10 +114,15 @@ class ProblemsSection(Section):
 
 class ArithmeticSection(Section):
     min_operations: int = Field(3, ge=1)
-    max_operations: int = Field(4, ge=1)
-    max_number: int = Field(99, ge=2)
-    """Operands are 1 .. this."""
-    operators: str = Field("+-", pattern=r"^[+\-*]+$")
+    max_operations: int = Field(3, ge=1)
+    warmup_operations: int | None = Field(None, ge=1)
+    """Operations of the warm-up's problems; none = as in the problems asked. Others teach the format, not the task."""
+    max_number: int = Field(20, ge=1)
+    """Numbers that are added or taken away are 1 .. this."""
+    max_factor: int = Field(9, ge=2)
+    """Factors of a product are 2 .. this."""
+    product_share: float = Field(0.5, ge=0, le=1)
+    """Chance of a term to be a product."""
 
 
 class WarmupSection(Section):
@@ -225,6 +230,10 @@ class TrainSection(Section):
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
+    skip_uniform_prompts: bool = False
+    """Leave out prompts whose responses are all right or all wrong: less to compute, more about ranking candidates."""
+    freeze_embeddings: bool = False
+    """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the training problems held out for loss / accuracy / AUC while training."""
     checkpoint_every: int = Field(50, ge=1)

@@ -29,7 +29,7 @@ _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
 def resolve_model(name: str) -> str:
-    """A folder or hub id that transformers and vLLM load. The embedded name is converted once, into the user's cache."""
+    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache."""
     if name == EMBEDDED:
         return str(_embedded_folder())
     if _looks_like_path(name):

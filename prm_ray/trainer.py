@@ -68,15 +68,20 @@ class Trainer:
         compute_dtype: torch.dtype,
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
+        freeze_embeddings: bool = False,
     ):
         check_model(model.config)
         self.model = model
         self.schedule = schedule
         self.num_steps = 0
         self._grad_clip = grad_clip
-        self._masters = [parameter.detach().float().clone() for parameter in model.parameters()]
+        if freeze_embeddings:
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.requires_grad_(False)
+        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._masters = [parameter.detach().float().clone() for parameter in moving]
         model.to(compute_dtype).train()
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         fused = self._masters[0].device.type in ("cuda", "cpu")
         self._optimizer = torch.optim.AdamW(
             self._masters, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused

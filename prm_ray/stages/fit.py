@@ -51,6 +51,7 @@ class FitPlan:
     checkpoint_every: int
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    freeze_embeddings: bool = False
     num_workers: int = 1
     gpus_per_worker: float = 0
 
@@ -103,6 +104,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
         compute_dtype=getattr(torch, plan.dtype),
         weight_decay=plan.weight_decay,
         grad_clip=plan.grad_clip,
+        freeze_embeddings=plan.freeze_embeddings,
     )
     _resume(trainer)
     measure = plan.make_held_out() if plan.make_held_out and rank == 0 else None
@@ -116,7 +118,9 @@ def _worker_loop(config: dict[str, Any]) -> None:
         is_checkpoint = is_last or trainer.num_steps % plan.checkpoint_every == 0
         if metrics is not None:
             held_out = measure(trainer) if measure and is_checkpoint else {}
-            metrics.write(trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out)
+            metrics.write(
+                trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out
+            )
         if is_checkpoint and not is_last:
             _checkpoint(trainer, rank, result)
     if rank == 0:

@@ -1,7 +1,7 @@
 """reference: labelled responses -> tokens, step ends and the reference's log-probs of every response token.
 
-In: labels/ (all columns). Out: reference/ adds step_ends, ref_logprobs, fingerprint, token_source. Sampled token ids are
-kept as they are; a text from elsewhere is encoded here, once, and nothing behind this stage encodes again.
+In: labels/ (all columns). Out: reference/ adds step_ends, ref_logprobs, fingerprint, token_source. Sampled token ids
+are kept as they are; a text from elsewhere is encoded here, once, and nothing behind this stage encodes again.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from prm_ray.config import RunConfig
-from prm_ray.errors import UserError
 from prm_ray.core.steps import step_token_ends
+from prm_ray.errors import UserError
 from prm_ray.models import (
     context_length,
     decode,

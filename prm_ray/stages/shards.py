@@ -54,7 +54,7 @@ def map_shards(
 
     Returns the counts of those. The worker's `__call__` takes a shard number, writes that part and returns
     `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
-    dies is started anew and its shard redone; an exception in it ends the stage (a `UserError` comes through as itself).
+    dies is started anew and its shard redone; an exception in it ends the stage (a `UserError` as itself).
     A stage in which nothing moves for RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S (half an hour unless set) ends with
     Ray's `ExecutionTimeoutError`.
     """

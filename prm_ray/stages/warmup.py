@@ -55,7 +55,9 @@ def solution_data(config: RunConfig) -> SolutionData:
     problems = [problem for problem in load_problems(config, "warmup") if problem.error is None]
     for problem in problems:
         if problem.solution is None:
-            raise UserError(f"warmup needs worked solutions: set problems.solution_field ({problem.problem!r} has none)")
+            raise UserError(
+                f"warmup needs worked solutions: set problems.solution_field ({problem.problem!r} has none)"
+            )
     return SolutionData(
         [encode_prompt(tokenizer, build_messages(config.prompt, problem.problem)) for problem in problems],
         [encode_response(tokenizer, problem.solution) for problem in problems],

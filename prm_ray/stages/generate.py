@@ -1,0 +1,119 @@
+"""Problems -> responses: sample `generate.num_samples` responses a problem.
+
+Input: the problems of both splits, train first. Output: the `responses/` table, a row a (problem, sample); a problem
+that cannot be asked is one row with its reason in `error`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from prm_ray.config import RunConfig
+from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer
+from prm_ray.problems import Problem, check_disjoint, hash_problem, load_problems
+from prm_ray.stages.result import StageResult, count_parts
+from prm_ray.stages.sampler import make_sampler
+from prm_ray.stages.sampling import Sample, SamplerOptions, sampler_options
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import StageFolder, count_failures
+
+_SHARDS_AT_ONCE = 2
+"""While the last responses of one shard end, the next one fills the engine."""
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
+    """Raises `UserError` for bad problems or a model without tokenizer or chat template, before an engine starts."""
+    tasks = load_tasks(config)
+    model = base_model_path(config)
+    load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
+    options = sampler_options(config, model)
+    size = config.generate.problems_per_shard
+    shards = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    map_shards(
+        folder,
+        len(shards),
+        GenerateWorker,
+        {"config": config, "folder": folder, "options": options, "shards": shards},
+        name="generate",
+        num_workers=config.generate.num_engines,
+        num_gpus=config.generate.gpus_per_engine,
+        concurrency=_SHARDS_AT_ONCE,
+    )
+    counted = count_parts(folder, ("error",), "response_tokens")
+    details = {"backend": options.backend, "model": model, "problems": len(tasks)}
+    return StageResult(len(tasks), counted.rows_out, counted.failed, counted.tokens, details)
+
+
+def load_tasks(config: RunConfig) -> list[tuple[str, Problem]]:
+    """(split, problem) of every problem of the run."""
+    train, test = load_problems(config, "train"), load_problems(config, "test")
+    check_disjoint(train, test)
+    return [("train", problem) for problem in train] + [("test", problem) for problem in test]
+
+
+class GenerateWorker:
+    """One engine; several shards are in it at a time."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: StageFolder,
+        options: SamplerOptions,
+        shards: list[list[tuple[str, Problem]]],
+    ):
+        self._config, self._folder, self._shards, self._options = config, folder, shards, options
+        self._tokenizer = load_tokenizer(options.model, config.prompt.chat_template, config.model.trust_remote_code)
+        self._sampler = make_sampler(options)
+
+    async def __call__(self, shard: int) -> ShardStats:
+        rows = [self._row_without_response(split, problem) for split, problem in self._shards[shard]]
+        asked = [row for row in rows if row["error"] is None]
+        prompts = [row["prompt_tokens"] for row in asked]
+        responses = await self._sampler.sample(prompts, [self._seed(row["prompt_id"]) for row in asked])
+        by_id = {row["prompt_id"]: samples for row, samples in zip(asked, responses, strict=True)}
+        filled = [one for row in rows for one in self._with_responses(row, by_id.get(row["prompt_id"]))]
+        await asyncio.to_thread(self._folder.write_part, shard, filled)
+        tokens = sum(len(row["response_tokens"] or ()) for row in filled)
+        return ShardStats(len(filled), count_failures(filled, "error"), tokens)
+
+    def _row_without_response(self, split: str, problem: Problem) -> dict[str, Any]:
+        """The columns all samples share, encoded; `error` says why the problem cannot be asked."""
+        row: dict[str, Any] = {
+            "prompt_id": problem.prompt_id,
+            "split": split,
+            "problem": problem.problem,
+            "gold_answer": problem.answer,
+            "sample_index": 0,
+            "response_tokens": None,
+            "generator": self._config.model.name,
+            "error": problem.error,
+        }
+        if problem.problem is None:
+            return row
+        row["messages"] = build_messages(self._config.prompt, problem.problem)
+        row["prompt_tokens"] = encode_prompt(self._tokenizer, row["messages"])
+        length, limit = len(row["prompt_tokens"]), min(self._config.prompt.max_tokens, self._options.max_model_len - 1)
+        if length > limit and row["error"] is None:
+            row["error"] = f"prompt_too_long: {length} tokens, at most {limit}"
+        return row
+
+    def _with_responses(self, row: dict[str, Any], samples: list[Sample] | None) -> list[dict[str, Any]]:
+        if samples is None:
+            return [row]
+        return [row | self._response_columns(index, sample) for index, sample in enumerate(samples)]
+
+    def _response_columns(self, index: int, sample: Sample) -> dict[str, Any]:
+        """A response that is nothing but its end token is kept with its tokens; one without any token is an error."""
+        return {
+            "sample_index": index,
+            "text": decode(self._tokenizer, sample.tokens),
+            "response_tokens": sample.tokens,
+            "sampled_logprobs": sample.logprobs,
+            "finish_reason": sample.finish_reason,
+            "error": None if sample.tokens else "empty_response",
+        }
+
+    def _seed(self, prompt_id: str) -> int:
+        """Different for every problem and far apart, for sample i of a request is drawn with seed + i."""
+        return int(hash_problem(f"{self._config.run.seed} {prompt_id}"), 16) % 2**31

@@ -1,0 +1,50 @@
+"""Responses -> labels: what each response answers and whether that is right. One part in, one part out.
+
+Input: the `responses/` table. Output: the same rows with `answer`, `correct` and, where `correct` is null, the reason
+in `label_error`. A row that is an error already passes through unjudged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prm_ray.answers import Judge
+from prm_ray.config import LabelSection, RunConfig
+from prm_ray.stages.result import StageResult, count_parts
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import StageFolder, count_failures
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
+    """Raises `UserError` if the judge does not load."""
+    source = StageFolder(config.run.dir, "generate")
+    map_shards(
+        folder,
+        len(source.finished_parts()),
+        LabelWorker,
+        {"section": config.label, "source": source, "folder": folder},
+        name="label",
+        num_workers=config.label.num_workers,
+    )
+    counted = count_parts(folder, ("error", "label_error"))
+    right = sum(row["correct"] or 0 for row in folder.rows(["correct"]))
+    return StageResult(counted.rows_in, counted.rows_out, counted.failed, details={"correct": right})
+
+
+class LabelWorker:
+    """Judges one part after the other with one judge process."""
+
+    def __init__(self, section: LabelSection, source: StageFolder, folder: StageFolder):
+        self._source, self._folder = source, folder
+        self._judge = Judge(section)
+
+    def __call__(self, shard: int) -> ShardStats:
+        rows = [row | self._columns(row) for row in self._source.read_part(shard)]
+        self._folder.write_part(shard, rows)
+        return ShardStats(len(rows), count_failures(rows, "label_error"))
+
+    def _columns(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"]:
+            return {"answer": None, "correct": None, "label_error": None}
+        answer, correct, label_error = self._judge(row["text"], row["gold_answer"])
+        return {"answer": answer, "correct": correct, "label_error": label_error}

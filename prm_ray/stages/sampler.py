@@ -1,0 +1,115 @@
+"""Samples responses with vLLM, token ids in and token ids out; the only file that imports it.
+
+All samplers keep the token ids as sampled (end token included) and the raw log-prob of each: the model's own, before
+temperature and top-p. Texts are decoded by the one function everything else decodes with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from prm_ray.runlog import log
+from prm_ray.stages.sampling import Sample, Sampler, SamplerOptions
+from prm_ray.stages.transformers_sampler import TransformersSampler
+
+_CPU_MAX_SEQUENCES = 256
+"""Responses a CPU engine decodes at once; memory traffic of the weights is then shared by all of them."""
+_CPU_KV_CACHE_GIB = 2
+
+
+def make_sampler(options: SamplerOptions) -> Sampler:
+    return VllmSampler(options) if options.backend == "vllm" else TransformersSampler(options)
+
+
+class VllmSampler:
+    """One vLLM engine. All samples of a prompt are one request, so the prompt is computed once."""
+
+    def __init__(self, options: SamplerOptions):
+        _set_engine_environment(options)
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._on_gpu = options.num_gpus > 0
+        self._params = SamplingParams(
+            n=options.num_samples,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_tokens=options.max_tokens,
+            logprobs=0,  # the sampled token's own log-prob and no others
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # the default delivers one sample a message and loses the rest
+        )
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_engine_options(options)))
+        atexit.register(self.close)
+
+    async def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[Sample]]:
+        return await asyncio.gather(*map(self._request, prompts, seeds))
+
+    async def _request(self, prompt: Sequence[int], seed: int) -> list[Sample]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = self._params.clone()
+        if self._on_gpu:  # vLLM on a CPU crashes on a seeded request whose prompt comes partly from the prefix cache
+            params.seed = seed
+        request = self._engine.generate({"prompt_token_ids": list(prompt)}, params, request_id=uuid.uuid4().hex)
+        try:
+            outputs = [output async for output in request][-1].outputs
+        except EngineDeadError as error:
+            # The engine's process is gone and never comes back; Ray starts a dead actor anew and redoes its shard.
+            log.error("the vLLM engine died (%s): leaving the worker, so that it starts anew", error)
+            os._exit(1)
+        assert len(outputs) == self._params.n
+        return [_as_sample(output) for output in sorted(outputs, key=lambda output: output.index)]
+
+    def close(self) -> None:
+        """Stop the engine's own processes; nobody else would."""
+        engine, self._engine = getattr(self, "_engine", None), None
+        if engine is not None:
+            engine.shutdown()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _engine_options(options: SamplerOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "trust_remote_code": options.trust_remote_code,
+        "max_model_len": options.max_model_len,
+        "tensor_parallel_size": max(1, options.num_gpus),
+        "seed": options.seed,
+        "logprobs_mode": "raw_logprobs",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if not options.num_gpus:
+        settings |= {"enforce_eager": True, "max_num_seqs": _CPU_MAX_SEQUENCES}
+    return settings | options.engine_options
+
+
+def _set_engine_environment(options: SamplerOptions) -> None:
+    """vLLM reads these when it is imported and hands them to its processes."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if options.num_gpus:
+        return
+    # By default every engine is pinned to the first core; unpinned, the scheduler shares the machine out.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
+    # Ray sets this to the actor's logical CPUs, which only count actors; what the user set on the driver comes first.
+    os.environ["OMP_NUM_THREADS"] = str(options.num_threads or len(os.sched_getaffinity(0)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _as_sample(output: Any) -> Sample:
+    tokens = list(output.token_ids)
+    logprobs = [float(at[token].logprob) for at, token in zip(output.logprobs, tokens, strict=True)]
+    return Sample(tokens, logprobs, output.finish_reason)

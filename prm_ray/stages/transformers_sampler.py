@@ -1,0 +1,110 @@
+"""Samples responses with plain transformers, where vLLM is not installed: the same outputs, several times slower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+from prm_ray.models import load_model, load_tokenizer
+from prm_ray.stages.sampling import Sample, SamplerOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SEQUENCES = 64
+"""Responses a batch holds."""
+
+
+class TransformersSampler:
+    """One model and `generate`, in batches of whole prompts."""
+
+    def __init__(self, options: SamplerOptions):
+        if options.num_threads:
+            torch.set_num_threads(options.num_threads)
+        self._options = options
+        self._model: PreTrainedModel = load_model(options.model, options.dtype, options.trust_remote_code)
+        tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+        own = self._model.generation_config.eos_token_id if self._model.generation_config else None
+        self._ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+
+    async def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[Sample]]:
+        """Blocks its event loop: there is one model and it is busy with one batch at a time."""
+        size = max(1, _SEQUENCES // self._options.num_samples)
+        samples: list[list[Sample]] = []
+        for start in range(0, len(prompts), size):
+            samples += self._batch(prompts[start : start + size], seeds[start])
+        return samples
+
+    def _batch(self, prompts: Sequence[Sequence[int]], seed: int) -> list[list[Sample]]:
+        longest = max(map(len, prompts))
+        pad = min(self._ends)
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        torch.manual_seed(seed)
+        raw = _RawLogprobs(longest)
+        with torch.inference_mode():
+            out = self._model.generate(
+                ids.to(self._model.device),
+                attention_mask=mask.to(self._model.device),
+                generation_config=self._generation_config(longest, pad),
+                logits_processor=LogitsProcessorList([raw]),
+            )
+        assert isinstance(out, torch.Tensor)
+        rows = [
+            self._cut(tokens, logprobs)
+            for tokens, logprobs in zip(out[:, longest:].tolist(), raw.logprobs(out), strict=True)
+        ]
+        return [
+            rows[start : start + self._options.num_samples] for start in range(0, len(rows), self._options.num_samples)
+        ]
+
+    def _generation_config(self, longest: int, pad: int) -> GenerationConfig:
+        options = self._options
+        sampling = (
+            {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.temperature else {}
+        )
+        return GenerationConfig(
+            do_sample=options.temperature > 0,
+            num_return_sequences=options.num_samples,
+            max_new_tokens=min(options.max_tokens, options.max_model_len - longest),
+            eos_token_id=sorted(self._ends),
+            pad_token_id=pad,
+            **sampling,
+        )
+
+    def _cut(self, tokens: list[int], logprobs: list[float]) -> Sample:
+        """Drop what pads a response behind its end token."""
+        for index, token in enumerate(tokens):
+            if token in self._ends:
+                return Sample(tokens[: index + 1], logprobs[: index + 1], "stop")
+        return Sample(tokens, logprobs, "length")
+
+
+class _RawLogprobs:
+    """A logits processor that changes nothing and notes the log-prob of each token one call after it was sampled.
+
+    Keeping all logits instead would need responses x tokens x vocabulary floats.
+    """
+
+    def __init__(self, prompt_length: int):
+        self._prompt_length = prompt_length
+        self._last: Any = None
+        self._columns: list[Any] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._last is not None:
+            self._note(input_ids[:, -1])
+        self._last = scores.float().log_softmax(-1)
+        return scores
+
+    def _note(self, tokens: Any) -> None:
+        self._columns.append(self._last.gather(1, tokens[:, None])[:, 0])
+
+    def logprobs(self, out: Any) -> list[list[float]]:
+        """One list a response, as long as the generated part of `out`."""
+        self._note(out[:, -1])
+        assert len(self._columns) == out.shape[1] - self._prompt_length
+        return torch.stack(self._columns, 1).tolist()
