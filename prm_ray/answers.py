@@ -179,7 +179,7 @@ def _as_text(expression: Any) -> str:
 
 
 def exact_answer(text: str, gold: str | None, pattern: str | None = None) -> str | None:
-    """The answer a response states, numbers in one form; where it states none and `gold` is a number, its last number."""
+    """The answer a response states, numbers in one form; where none is stated and `gold` is a number, the last."""
     stated = final_answer(text, pattern)
     if stated is None and pattern is None and gold is not None and _as_number(gold) is not None:
         numbers = _NUMBER.findall(text)

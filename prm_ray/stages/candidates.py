@@ -84,7 +84,8 @@ def survey(folder: StageFolder) -> Survey:
     found.failed = dict(failed)
     if not found.most_candidates:
         raise UserError(
-            f"{str(folder.path)!r} has no scored candidate of the test split ({found.num_rows} rows, failed: {found.failed})"
+            f"{str(folder.path)!r} has no scored candidate of the test split "
+            f"({found.num_rows} rows, failed: {found.failed})"
         )
     return found
 

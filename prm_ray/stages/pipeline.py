@@ -64,7 +64,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     manifest = _manifest(stage, identity, result, time.monotonic() - start) | {"resumed": resumed}
     folder.finish(manifest)
     _log_result(stage, result, manifest["seconds"])
-    return manifest
+    return folder.manifest()
 
 
 def clear_from(config: RunConfig, stage: str) -> None:

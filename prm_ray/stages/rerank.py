@@ -1,8 +1,8 @@
-"""rerank: scores/ -> picks/. For every test problem, method and N: how often a random set of N candidates is picked right.
+"""rerank: scores/ -> picks/. For every test problem, method and N: how often the pick of N random candidates is right.
 
-Best-of-N and the oracle are exact averages over all subsets; votes are averaged over all subsets if there are few, else
-over `rerank.num_subsamples` seeded random ones, the same for every vote. A problem with fewer than N candidates uses all
-it has, so that every N is measured on the same problems.
+Best-of-N and the oracle are exact averages over all subsets. Votes are averaged over all subsets if there are few, else
+over `rerank.num_subsamples` seeded random ones, the same for every vote. A problem with fewer than N candidates uses
+all it has, so that every N is measured on the same problems.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from prm_ray.errors import UserError
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import StageFolder
+
+
+class Worker:
+    """Writes a part of one row; `mishap` happens at shard 2, `dies` only the first time."""
+
+    def __init__(self, folder: StageFolder, mishap: str = ""):
+        self._folder, self._mishap = folder, mishap
+        if mishap == "bad start":
+            raise UserError("the model is missing")
+
+    def __call__(self, shard: int) -> ShardStats:
+        marker = self._folder.path / "died-before"
+        if shard == 2 and self._mishap == "dies" and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        if shard == 2 and self._mishap == "always dies":
+            os._exit(1)
+        if shard == 2 and self._mishap == "bad input":
+            raise UserError("row 7 has no answer")
+        self._folder.write_part(shard, [{"prompt_id": str(os.getpid()), "error": "odd: x" if shard == 1 else None}])
+        return ShardStats(1, {"odd": 1} if shard == 1 else {}, tokens=10)
+
+
+class AsyncWorker:
+    """Waits until two shards are inside at the same time."""
+
+    def __init__(self, folder: StageFolder):
+        self._folder, self._inside = folder, 0
+
+    async def __call__(self, shard: int) -> ShardStats:
+        self._inside += 1
+        start = time.monotonic()
+        while self._inside < 2 and time.monotonic() - start < 60:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        self._folder.write_part(shard, [{"prompt_id": "x", "text": str(self._inside)}])
+        return ShardStats(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, ray_local: None) -> StageFolder:
+    folder = StageFolder(tmp_path, "generate")
+    folder.begin({})
+    return folder
+
+
+def work(folder: StageFolder, mishap: str = "", num_shards: int = 4) -> list[ShardStats]:
+    return map_shards(
+        folder, num_shards, Worker, {"folder": folder, "mishap": mishap}, name="generate", num_workers=1, num_cpus=0.5
+    )
+
+
+def test_only_the_shards_without_a_part_are_done(folder: StageFolder):
+    folder.write_part(1, [{"prompt_id": "from before"}])
+    before = folder.part_path(1).stat().st_mtime_ns
+    assert work(folder) == [ShardStats(1, {}, 10)] * 3
+    assert folder.finished_parts() == [0, 1, 2, 3] and folder.part_path(1).stat().st_mtime_ns == before
+    assert work(folder) == []
+
+
+def test_a_worker_that_dies_is_started_again_and_its_shard_redone(folder: StageFolder):
+    stats = work(folder, "dies")
+    assert len(stats) == 4 and sum(one.failed.get("odd", 0) for one in stats) == 1
+    assert folder.finished_parts() == [0, 1, 2, 3] and not list(folder.path.glob(".attempts-*"))
+    assert len({row["prompt_id"] for row in folder.rows()}) == 2  # two processes
+
+
+def test_a_shard_that_kills_every_worker_ends_the_stage(folder: StageFolder):
+    with pytest.raises(Exception, match="shard 2 of generate killed its worker 4 times"):
+        work(folder, "always dies")
+    assert 2 not in folder.finished_parts()
+
+
+@pytest.mark.parametrize(
+    ("mishap", "message"), [("bad input", "^row 7 has no answer$"), ("bad start", "^the model is missing$")]
+)
+def test_a_user_error_in_a_worker_comes_through_as_itself(folder: StageFolder, mishap: str, message: str):
+    with pytest.raises(UserError, match=message):
+        work(folder, mishap)
+
+
+def test_an_async_worker_has_several_shards_in_hand(folder: StageFolder):
+    map_shards(folder, 4, AsyncWorker, {"folder": folder}, name="generate", num_workers=1, concurrency=2)
+    assert any(row["text"] == "2" for row in folder.rows())
+
+
+def test_more_than_any_machine_has_is_refused_and_not_waited_for(folder: StageFolder):
+    with pytest.raises(UserError, match="generate needs 1 CPUs and 99 GPUs on one machine"):
+        map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=99)

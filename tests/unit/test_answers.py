@@ -1,0 +1,130 @@
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prm_ray.answers import Judge, Judgement, exact_answer, final_answer
+from prm_ray.config import LabelSection
+from prm_ray.errors import UserError
+
+OWN_JUDGE = """
+import os, time
+
+def judge(text, gold):
+    if text == "sleep":
+        time.sleep(60)
+    if text == "die":
+        os._exit(7)
+    if text == "raise":
+        raise KeyError("no such thing")
+    return None if text == "unsure" else text == gold
+"""
+
+
+@pytest.fixture(scope="module")
+def math_judge() -> Iterator[Judge]:
+    with Judge(LabelSection(timeout_seconds=60)) as judge:
+        yield judge
+
+
+@pytest.fixture
+def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+    (tmp_path / "own_judge.py").write_text(OWN_JUDGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Judge(LabelSection(judge="own_judge:judge", timeout_seconds=2)) as judge:
+        yield judge
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "expected"),
+    [
+        ("12 + 45 = 57\n57 - 8 = 49\nAnswer: 49", "49", ("49", True, None)),
+        ("12 + 45 = 57\n57 - 8 = 49\nAnswer: 57", "49", ("57", False, None)),
+        (r"so it is \boxed{\frac{2}{4}}.", "1/2", ("1/2", True, None)),
+        ("The answer is $1,234.", "1234", ("1234", True, None)),
+        ("Answer: 52.0", "52", ("52", True, None)),
+        ("I do not know", "3", (None, False, None)),
+        ("", "3", (None, False, None)),
+    ],
+)
+def test_math_says_what_is_answered_and_whether_it_is_right(
+    math_judge: Judge, text: str, gold: str, expected: tuple[str | None, bool, None]
+):
+    assert math_judge(text, gold) == expected
+
+
+def test_a_gold_answer_that_is_no_expression_is_an_error_and_not_a_wrong_response(math_judge: Judge):
+    answer, correct, error = math_judge("Answer: 3", "")
+    assert (answer, correct) == (None, None) and error and error.startswith("unreadable_gold: ")
+
+
+def test_a_judge_works_outside_the_main_thread(math_judge: Judge):
+    found: list[Judgement] = []
+    thread = threading.Thread(target=lambda: found.append(math_judge("Answer: 5", "5")))
+    thread.start()
+    thread.join()
+    assert found == [("5", True, None)]
+
+
+def test_an_endless_judgement_is_killed_and_the_next_one_works(own_judge: Judge):
+    start = time.monotonic()
+    assert own_judge("sleep", "1") == (None, None, "timeout: no judgement within 2 s")
+    assert time.monotonic() - start < 10
+    assert own_judge("1", "1").correct is True
+
+
+def test_a_judge_that_dies_is_started_again(own_judge: Judge):
+    assert own_judge("die", "1") == (None, None, "crash: the judge ended with exit code 7")
+    assert own_judge("2", "1").correct is False
+
+
+def test_a_judge_that_raises_or_is_unsure_gives_a_reason(own_judge: Judge):
+    assert own_judge("raise", "1").error == "judge_error: KeyError: 'no such thing'"
+    assert own_judge("unsure", "1") == (None, None, "undecided: the judge returned None")
+
+
+@pytest.mark.parametrize("name", ["no_such_module:judge", "json:no_such_function"])
+def test_a_judge_that_does_not_load_is_refused_at_once(name: str):
+    with pytest.raises(UserError, match=f"label.judge '{name}': .*no"):
+        Judge(LabelSection(judge=name))
+
+
+def test_the_exact_judge_compares_numbers_as_numbers_and_texts_without_case():
+    with Judge(LabelSection(judge="exact", timeout_seconds=60)) as judge:
+        assert judge("It costs $1,234.50", "1234.5") == ("1234.5", True, None)
+        assert judge("3 and then 4", "3") == ("4", False, None)
+        assert judge("Answer: Paris.", "paris") == ("Paris", True, None)
+        assert judge("no number", "3") == (None, False, None)
+
+
+def test_the_choice_judge_reads_letters():
+    with Judge(LabelSection(judge="choice", timeout_seconds=60)) as judge:
+        assert judge("A is tempting. The answer is (B).", "B") == ("B", True, None)
+        assert judge("I choose\nC", "(C)") == ("C", True, None)
+        assert judge("Answer: D", "A") == ("D", False, None)
+        assert judge("All of them", "A") == (None, False, None)
+        assert judge("A", "forty").correct is None
+
+
+def test_answer_pattern_takes_the_last_match():
+    with Judge(LabelSection(judge="exact", answer_pattern=r"<(\d+)>", timeout_seconds=60)) as judge:
+        assert judge("<1> no, <2>, and 3", "2") == ("2", True, None)
+        assert judge("2", "2") == (None, False, None)
+
+
+def test_the_final_answer_is_the_last_box_or_the_last_line_that_says_so():
+    assert final_answer(r"\boxed{1} then \boxed{x^{2}}") == "x^{2}"
+    assert final_answer("Answer: 1\nAnswer: 2.") == "2"
+    assert final_answer("work\n#### 72") == "72"
+    assert final_answer("nothing") is None
+    assert exact_answer("A: 18", "18") == "18"
+    assert exact_answer("about twelve", "18") is None
+
+
+def test_the_judge_process_imports_neither_torch_nor_ray():
+    code = "import sys, prm_ray.answers; print({'torch', 'ray', 'pydantic', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
