@@ -48,8 +48,8 @@ def pick_problem(config: RunConfig) -> list[dict[str, Any]]:
     for row in StageFolder(config.run.dir, "score").rows(columns):
         if row["text"]:
             problems.setdefault(row["prompt_id"], []).append(row)
-    mixed = (rows for rows in problems.values() if {row["correct"] for row in rows} >= {True, False})
-    return sorted(next(mixed, None) or next(iter(problems.values())), key=lambda row: row["sample_index"])
+    mixed = [rows for rows in problems.values() if {row["correct"] for row in rows} >= {True, False}]
+    return sorted([*mixed, *problems.values()][0], key=lambda row: row["sample_index"])
 
 
 def request_body(candidates: list[dict[str, Any]]) -> dict[str, Any]:

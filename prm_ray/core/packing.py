@@ -42,8 +42,15 @@ class PackedBatch:
     lengths: list[int] = field(default_factory=list)  # tokens of each branch; sums to R
 
     def to(self, device: torch.device) -> PackedBatch:
-        tensors = (self.input_ids_GT, self.position_ids_GT, self.mask_G1TT, self.predictor_R, self.target_R)
-        return PackedBatch(*(tensor.to(device) for tensor in tensors), self.branches, self.lengths)
+        return PackedBatch(
+            self.input_ids_GT.to(device),
+            self.position_ids_GT.to(device),
+            self.mask_G1TT.to(device),
+            self.predictor_R.to(device),
+            self.target_R.to(device),
+            self.branches,
+            self.lengths,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ def _batch(rows: list[_Row]) -> PackedBatch:
     input_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
     position_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
     branch_GT = torch.full((len(rows), length), -1)  # 0 = prompt, 1.. = branches, -1 = padding
-    predictors, targets, branches, lengths = [], [], [], []
+    targets: list[int] = []
+    predictors, branches, lengths = [], [], []
     for g, row in enumerate(rows):
         trunk = len(row.prompt)
         input_ids_GT[g, :trunk] = torch.as_tensor(row.prompt)

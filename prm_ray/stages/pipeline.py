@@ -89,7 +89,7 @@ def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
     It is read from the text: of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray
     keeps only the traceback, as text; in the other cases (tasks, Ray Train) the text holds it too.
     """
-    if type(error) in (UserError, NonFiniteLossError):
+    if type(error) is UserError or type(error) is NonFiniteLossError:  # not Ray's classes made of them
         return error
     found = _OURS_IN_TRACEBACK.findall(str(error))
     if not found:

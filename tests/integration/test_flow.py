@@ -51,7 +51,7 @@ def test_the_library_gives_the_rewards_of_the_batch_stage(finished: RunConfig) -
     rows = list(StageFolder(finished.run.dir, "score").rows())
     for row in rows[:6]:
         text = row["text"]
-        if scorer.tokenizer(text, add_special_tokens=False).input_ids + [scorer.tokenizer.eos_token_id] == list(
+        if [*scorer.tokenizer(text, add_special_tokens=False).input_ids, scorer.tokenizer.eos_token_id] == list(
             row["response_tokens"]
         ):
             (scored,) = scorer.score(row["problem"], [text])
