@@ -146,8 +146,8 @@ def _why_not(row: dict[str, Any]) -> str | None:
     return None if np.isfinite(rewards).all() else "reward is not a finite number"
 
 
-def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     row_of_value = pc.list_parent_indices(lists.combine_chunks()).to_numpy(zero_copy_only=False)
     values = pc.list_flatten(lists.combine_chunks()).to_numpy(zero_copy_only=False)
-    sums_R = np.bincount(row_of_value, weights=values, minlength=len(lists))
+    sums_R: NDArray[np.float64] = np.bincount(row_of_value, weights=values, minlength=len(lists)).astype(np.float64)
     return sums_R, np.bincount(row_of_value, minlength=len(lists))

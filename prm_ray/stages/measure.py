@@ -50,11 +50,11 @@ class Accuracies:
         return percentile_interval(float(self.values_PM[:, column].mean()), self.resampled_RM[:, column])
 
     def against(self, ours: int, theirs: int) -> dict[str, Any]:
-        values = [float(self.values_PM[:, column].mean()) for column in (ours, theirs)]
-        resampled = [self.resampled_RM[:, column] for column in (ours, theirs)]
+        our_value, their_value = (float(self.values_PM[:, column].mean()) for column in (ours, theirs))
+        ours_R, theirs_R = self.resampled_RM[:, ours], self.resampled_RM[:, theirs]
         return {
-            "difference": asdict(difference_interval(*values, *resampled)),
-            "ratio": asdict(ratio_interval(*values, *resampled)),
+            "difference": asdict(difference_interval(our_value, their_value, ours_R, theirs_R)),
+            "ratio": asdict(ratio_interval(our_value, their_value, ours_R, theirs_R)),
         }
 
 

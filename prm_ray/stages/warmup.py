@@ -52,13 +52,14 @@ def solution_data(config: RunConfig) -> SolutionData:
     tokenizer = load_tokenizer(
         resolve_model(config.model.name), config.prompt.chat_template, config.model.trust_remote_code
     )
-    problems = [problem for problem in load_problems(config, "warmup") if problem.error is None]
-    for problem in problems:
+    prompts, solutions = [], []
+    for problem in load_problems(config, "warmup"):
+        if problem.problem is None or problem.error:
+            continue
         if problem.solution is None:
             raise UserError(
                 f"warmup needs worked solutions: set problems.solution_field ({problem.problem!r} has none)"
             )
-    return SolutionData(
-        [encode_prompt(tokenizer, build_messages(config.prompt, problem.problem)) for problem in problems],
-        [encode_response(tokenizer, problem.solution) for problem in problems],
-    )
+        prompts.append(encode_prompt(tokenizer, build_messages(config.prompt, problem.problem)))
+        solutions.append(encode_response(tokenizer, problem.solution))
+    return SolutionData(prompts, solutions)

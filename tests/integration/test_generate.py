@@ -127,7 +127,7 @@ def test_transformers_samples_the_same_columns(tmp_path: Path, tiny_model: Path,
 def test_equal_samples_are_not_asked_for(tmp_path: Path, tiny_model: Path):
     config = make_config(tmp_path, tiny_model, "transformers")
     greedy = config.generate.model_copy(update={"temperature": 0.0})
-    with pytest.raises(UserError, match="generate.num_samples must be 1, not 3"):
+    with pytest.raises(UserError, match=r"generate\.num_samples must be 1, not 3"):
         generate.run(config.model_copy(update={"generate": greedy}), begun(config, "generate"))
 
 
