@@ -136,6 +136,8 @@ class WarmupSection(Section):
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     token_budget: int = Field(4096, ge=1)
     """Tokens of one micro-batch on one worker."""
+    freeze_embeddings: bool = False
+    """Keep the token embeddings and output layer as they are."""
     checkpoint_every: int = Field(50, ge=1)
     """Optimizer steps between checkpoints."""
     num_workers: int = Field(1, ge=1)
@@ -234,6 +236,8 @@ class TrainSection(Section):
     """Leave out prompts whose responses are all right or all wrong: less to compute, more about ranking candidates."""
     freeze_embeddings: bool = False
     """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
+    cycles: int = Field(1, ge=1)
+    """Learning-rate cycles over the steps; the result is the mean of the weights at their ends (weight averaging)."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the training problems held out for loss / accuracy / AUC while training."""
     checkpoint_every: int = Field(50, ge=1)
@@ -253,7 +257,7 @@ class RerankSection(Section):
     """Values of N for best-of-N; those above the number of candidates are left out."""
     aggregations: list[Literal["sum", "mean", "min", "last"]] = ["sum", "mean", "min", "last"]
     """How step rewards become one number; `evaluate.aggregation` names the one the headline uses."""
-    vote_weight: Literal["sigmoid", "softmax"] = "sigmoid"
+    vote_weight: Literal["sigmoid", "softmax"] = "softmax"
     """What a candidate's vote counts in a weighted vote: sigmoid(reward), or softmax of the rewards of its problem."""
     num_subsamples: int = Field(64, ge=1)
     """Random subsets of the candidates that each (problem, N) of a vote is averaged over (best-of-N needs none)."""

@@ -21,8 +21,9 @@ from prm_ray.tables import StageFolder, count_failures, read_parquet
 
 REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
 """Best-of-N by the PRM, a method an aggregation."""
-BASELINES = ("ref_logprob_mean", "ref_logprob_sum")
-"""Best-of-N by the log-prob of the untrained reference: what training must beat."""
+BASELINES = ("policy_logprob_mean", "policy_logprob_sum", "ref_logprob_mean", "ref_logprob_sum")
+"""Best-of-N by a log-prob alone: the trained policy's (the reward without its reference, arXiv 2412.01981 Table 5), and
+the untrained reference's, which costs no training."""
 
 
 @dataclass(frozen=True)

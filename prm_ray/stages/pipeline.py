@@ -96,13 +96,7 @@ def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
     Of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray keeps only the text; in the
     other cases (tasks, Ray Train) the text shows it too.
     """
-<<<<<<< .merge_file_9MT7vV
     found = _OURS_IN_TRACEBACK.findall(text)
-=======
-    if type(error) is UserError or type(error) is NonFiniteLossError:  # not Ray's classes made of them
-        return error
-    found = _OURS_IN_TRACEBACK.findall(str(error))
->>>>>>> .merge_file_jpn3nh
     if not found:
         return None
     name, message = found[-1]

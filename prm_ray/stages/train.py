@@ -109,6 +109,7 @@ def _plan(config: RunConfig, folder: StageFolder, policy: str) -> FitPlan:
         weight_decay=section.weight_decay,
         grad_clip=section.grad_clip,
         freeze_embeddings=section.freeze_embeddings,
+        cycles=section.cycles,
         num_workers=section.num_workers,
         gpus_per_worker=section.gpus_per_worker,
     )

@@ -37,6 +37,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
             batch_size=section.batch_size,
             token_budget=section.token_budget,
             seed=config.run.seed,
+            freeze_embeddings=section.freeze_embeddings,
             checkpoint_every=section.checkpoint_every,
             num_workers=section.num_workers,
             gpus_per_worker=section.gpus_per_worker,
