@@ -6,6 +6,7 @@ prm-ray demo [--fresh [STAGE]] [section.key=value ...]
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import urllib.request
@@ -48,8 +49,9 @@ def pick_problem(config: RunConfig) -> list[dict[str, Any]]:
     for row in StageFolder(config.run.dir, "score").rows(columns):
         if row["text"]:
             problems.setdefault(row["prompt_id"], []).append(row)
-    mixed = [rows for rows in problems.values() if {row["correct"] for row in rows} >= {True, False}]
-    return sorted([*mixed, *problems.values()][0], key=lambda row: row["sample_index"])
+    mixed = (rows for rows in problems.values() if {row["correct"] for row in rows} >= {True, False})
+    chosen = next(mixed, None) or next(iter(problems.values()))
+    return sorted(chosen, key=lambda row: row["sample_index"])
 
 
 def request_body(candidates: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,15 +122,22 @@ class _PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        import psutil
-
-        me = psutil.Process()
         while True:
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    memory = process.memory_info()
-                    total += memory.rss - memory.shared
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_bytes = max(self.peak_bytes, _tree_bytes(os.getpid()))
             if self._over.wait(_SAMPLE_SECONDS):
                 return
+
+
+def _tree_bytes(root: int) -> int:
+    """Memory of a process and all below it, pages shared with others left out; 0 where there is no /proc."""
+    parents: dict[int, int] = {}
+    pages: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # the process ended meanwhile
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            _, resident, shared, *_ = (folder / "statm").read_text().split()
+            pages[int(folder.name)] = int(resident) - int(shared)
+    tree = {root}
+    while more := {pid for pid, parent in parents.items() if parent in tree and pid not in tree}:
+        tree |= more
+    return sum(pages.get(pid, 0) for pid in tree) * os.sysconf("SC_PAGE_SIZE")

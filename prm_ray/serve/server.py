@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
+import re
 import signal
 import socket
 import time
@@ -21,7 +23,7 @@ from prm_ray.errors import UserError
 from prm_ray.models import read_prm_json, resolve_model
 from prm_ray.runlog import log
 from prm_ray.stages.cluster import start_ray
-from prm_ray.stages.pipeline import known_cause
+from prm_ray.stages.pipeline import cause_in_traceback
 from prm_ray.tables import StageFolder
 
 _REQUEST_TIMEOUT_SECONDS = 600
@@ -64,6 +66,7 @@ def start(config: RunConfig) -> str:
     start_ray(config)
     from prm_ray.serve.app import APP_NAME, build  # loads torch, which a wrong config should not wait for
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly" if is_loopback else "EveryNode",
         http_options={"host": host, "port": port, "request_timeout_s": _REQUEST_TIMEOUT_SECONDS},
@@ -73,9 +76,11 @@ def start(config: RunConfig) -> str:
     try:
         serve.run(build(config, str(checkpoint)), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
     except (RuntimeError, RayServeException) as error:
+        text = f"{error}\n{_replica_messages()}"
         stop()
-        raise known_cause(error) or UserError(
-            f"the model in {str(checkpoint)!r} did not load: {_reason(error)}"
+        reason = _last_error(text)
+        raise cause_in_traceback(text) or UserError(
+            f"the model in {str(checkpoint)!r} did not load: {reason}"
         ) from None
     except BaseException:  # interrupted while loading: leave nothing running
         stop()
@@ -138,10 +143,16 @@ def _wait_until_it_answers(base_url: str) -> None:
             time.sleep(0.2)
 
 
-def _reason(error: Exception) -> str:
-    """The last line of the replica's traceback inside Serve's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if ": " in line and not line.startswith("File ")), lines[-1])
+def _replica_messages() -> str:
+    """What the deployments say about themselves: here, not in the exception, lies a replica's traceback."""
+    applications = serve.status().applications.values()
+    return "\n".join(state.message for app in applications for state in app.deployments.values())
+
+
+def _last_error(text: str) -> str:
+    """The line that names the error in the last traceback of the text."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt): ", line)), lines[0])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -84,14 +84,19 @@ def clear_from(config: RunConfig, stage: str) -> None:
 
 
 def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
-    """The plain failure of ours inside what Ray made of it, or None.
-
-    It is read from the text: of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray
-    keeps only the traceback, as text; in the other cases (tasks, Ray Train) the text holds it too.
-    """
-    if type(error) is UserError or type(error) is NonFiniteLossError:  # not Ray's classes made of them
+    """The plain failure of ours inside what Ray made of it, or None."""
+    if type(error) is UserError or type(error) is NonFiniteLossError:
         return error
-    found = _OURS_IN_TRACEBACK.findall(str(error))
+    return cause_in_traceback(str(error))
+
+
+def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
+    """The last failure of ours that a traceback shows.
+
+    Of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray keeps only the text; in the
+    other cases (tasks, Ray Train) the text shows it too.
+    """
+    found = _OURS_IN_TRACEBACK.findall(text)
     if not found:
         return None
     name, message = found[-1]

@@ -78,9 +78,26 @@ def call(url: str, body: Any = None) -> Reply:
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=120) as reply:
-            return Reply(reply.status, json.load(reply), dict(reply.headers))
+            return Reply(reply.status, json.load(reply))
     except urllib.error.HTTPError as error:
-        return Reply(error.code, json.load(error), dict(error.headers))
+        return Reply(error.code, json.load(error), {name.lower(): value for name, value in error.headers.items()})
+
+
+def test_a_model_that_does_not_load_is_one_line_and_leaves_no_server(tmp_path: Path):
+    """Runs before the fixture `url` starts the server that the other tests share."""
+    config = make_run(tmp_path)
+    (StageFolder(tmp_path, "train").path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"^model '.*checkpoint' does not load: .*[^\n]$"):
+        server.start(config)
+    with pytest.raises(urllib.error.URLError):
+        call(f"http://127.0.0.1:{config.serve.port}/healthz")
+
+
+def test_a_missing_reference_model_is_named_before_anything_starts(tmp_path: Path):
+    config = make_run(tmp_path)
+    (tmp_path / "reference_model").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"model '.*reference_model' does not exist"):
+        server.start(config)
 
 
 def test_the_served_rewards_are_the_scorers_rewards(url: str, scorer: Scorer):
@@ -182,7 +199,7 @@ def test_under_overload_some_are_served_the_rest_are_503_and_health_answers(url:
     assert healthy.is_set()
     assert {reply.status for reply in statuses} == {200, 503}
     refused = next(reply for reply in statuses if reply.status == 503)
-    assert refused.headers["Retry-After"] == "2" and refused.body["error"]["type"] == "overloaded"
+    assert refused.headers["retry-after"] == "2" and refused.body["error"]["type"] == "overloaded"
     expected = [response.rewards["sum"] for response in scorer.score(PROBLEM, body["responses"])]
     for reply in statuses:
         if reply.status == 200:

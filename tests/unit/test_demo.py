@@ -1,9 +1,11 @@
 """What the demo shows: which problem it takes and how the pick reads."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from prm_ray.config import RunConfig, load_config
-from prm_ray.demo import pick_problem, picked_text, request_body
+from prm_ray.demo import _PeakMemory, pick_problem, picked_text, request_body
 from prm_ray.tables import StageFolder
 
 
@@ -45,3 +47,16 @@ def test_the_pick_is_shown_with_a_reward_before_every_step():
     assert "    +0.500  2           right\n    -1.000  3           wrong\n" in text
     assert "     error  -           could not be judged\n" in text
     assert text.endswith("the pick, answer 2, step by step:\n    +0.750  1 + 1 = 2\n    -0.250  Answer: 2")
+
+
+def test_peak_memory_counts_child_processes():
+    """The child holds 200 MB more than this process needs."""
+    with _PeakMemory() as alone:
+        pass
+    program = "import time; block = b'x' * 200_000_000; print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        with _PeakMemory() as together:
+            pass
+        child.kill()
+    assert together.peak_bytes - alone.peak_bytes > 150_000_000
