@@ -119,7 +119,8 @@ def _batch(rows: list[list[_Tree]]) -> PackedBatch:
     position_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
     tree_GT = torch.full((len(rows), length), -1)  # which tree of the row; -1 = padding
     branch_GT = torch.zeros(len(rows), length, dtype=torch.long)  # 0 = prompt, 1.. = branches
-    predictors, targets, branches, lengths = [], [], [], []
+    targets: list[int] = []
+    predictors, branches, lengths = [], [], []
     for g, row in enumerate(rows):
         end = 0
         for number, tree in enumerate(row):

@@ -41,6 +41,12 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.answers)
 
+    def pick_by(self, name: str) -> NDArray[np.float64]:
+        """The rewards best-of-N picks by: a candidate without an answer comes behind all that have one."""
+        has_answer_N = np.array([answer is not None for answer in self.answers])
+        rewards_N = self.rewards[name]
+        return np.where(has_answer_N, rewards_N, -np.inf) if has_answer_N.any() else rewards_N
+
 
 @dataclass
 class Survey:
@@ -93,14 +99,16 @@ def survey(folder: StageFolder) -> Survey:
 
 def read_problems(folder: StageFolder, part: int) -> list[Candidates]:
     """The test problems of one part that have candidates, in the order they stand there."""
-    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "ref_logprobs"]
+    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "ref_logprobs", "policy_logprob"]
     table = _test_rows(folder, part, [*columns, *(f"reward_{how}" for how in AGGREGATIONS)])
     sums_R, lengths_R = _sum_and_length(table.column("ref_logprobs"))
     rows = table.drop_columns("ref_logprobs").to_pylist()
     by_problem: dict[str, list[dict[str, Any]]] = {}
     for row, total, length in zip(rows, sums_R, lengths_R, strict=True):
         if _why_not(row) is None:
-            row |= {"ref_logprob_sum": total, "ref_logprob_mean": total / max(length, 1)}
+            sums = {"ref": total, "policy": row["policy_logprob"]}
+            row |= {f"{whose}_logprob_sum": value for whose, value in sums.items()}
+            row |= {f"{whose}_logprob_mean": value / max(length, 1) for whose, value in sums.items()}
             by_problem.setdefault(row["prompt_id"], []).append(row)
     return [_candidates(prompt_id, rows) for prompt_id, rows in by_problem.items()]
 

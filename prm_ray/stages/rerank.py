@@ -89,7 +89,7 @@ def _methods(problem: Candidates, n: int, config: RunConfig) -> Iterator[tuple[s
     """(method, accuracy, pick among all candidates) for each method."""
     correct_N, section = problem.correct_N, config.rerank
     for method in (*(f"prm_{how}" for how in section.aggregations), *BASELINES):
-        rewards_N = problem.rewards[method]
+        rewards_N = problem.pick_by(method)
         yield method, best_of_n_accuracy(rewards_N, correct_N, n), best_of_n(rewards_N)
     rng = np.random.default_rng([config.run.seed, zlib.crc32(problem.prompt_id.encode()), n])
     members_KN = subsets(len(problem), n, section.num_subsamples, rng)
