@@ -45,8 +45,15 @@ class PackedBatch:
     lengths: list[int] = field(default_factory=list)  # tokens of each branch; sums to R
 
     def to(self, device: torch.device) -> PackedBatch:
-        tensors = (self.input_ids_GT, self.position_ids_GT, self.mask_G1TT, self.predictor_R, self.target_R)
-        return PackedBatch(*(tensor.to(device) for tensor in tensors), self.branches, self.lengths)
+        return PackedBatch(
+            self.input_ids_GT.to(device),
+            self.position_ids_GT.to(device),
+            self.mask_G1TT.to(device),
+            self.predictor_R.to(device),
+            self.target_R.to(device),
+            self.branches,
+            self.lengths,
+        )
 
 
 @dataclass(frozen=True)
