@@ -74,6 +74,11 @@ class Rollouts:
     responses: list[Response]
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for a source that `run` could not read."""
+    load_rollouts(config.import_)
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     """Raises `UserError` for a source that is missing, empty, broken, or lacks a field of its layout."""
     assert config.import_.source is not None

@@ -9,6 +9,7 @@ import importlib
 import re
 import time
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any
 
 from prm_ray.config import RunConfig
@@ -29,6 +30,9 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
     """
     for stage in config.stages():
         StageFolder(config.run.dir, stage).check_identity(_identity(config, stage))
+    for stage in config.stages():
+        if not StageFolder(config.run.dir, stage).is_done():
+            _check_inputs(config, stage)
     return {stage: run_stage(config, stage) for stage in config.stages()}
 
 
@@ -45,7 +49,8 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     if folder.is_done():
         log.info("%-9s already done in %s", stage, folder.path)
         return folder.manifest()
-    module = importlib.import_module(f"prm_ray.stages.{'import_' if stage == 'import' else stage}")
+    module = _module(stage)
+    _check_inputs(config, stage)
     if stage not in _WITHOUT_RAY:
         from prm_ray.stages.cluster import start_ray
 
@@ -101,6 +106,17 @@ def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
         return None
     name, message = found[-1]
     return UserError(message) if name == "UserError" else NonFiniteLossError(message)
+
+
+def _module(stage: str) -> ModuleType:
+    return importlib.import_module(f"prm_ray.stages.{'import_' if stage == 'import' else stage}")
+
+
+def _check_inputs(config: RunConfig, stage: str) -> None:
+    """What a stage takes from outside the run (files, models, judges), before Ray starts or an earlier stage works."""
+    check = getattr(_module(stage), "check", None)
+    if check is not None:
+        check(config)
 
 
 def _check_belongs(config: RunConfig, stage: str) -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, check_vocabularies, reference_model_path, write_prm_json
+from prm_ray.models import base_model_path, reference_model_path, write_prm_json
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder, read_parquet
@@ -30,7 +30,6 @@ _COLUMNS = ["prompt_id", "split", "prompt_tokens", "response_tokens", "ref_logpr
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.train
     policy, reference = base_model_path(config), reference_model_path(config)
-    check_vocabularies(policy, reference)
     table = training_rows(config)
     data = _training_data(config, table)
     _check_labels(data, config)

@@ -17,6 +17,11 @@ from prm_ray.tables import StageFolder
 from prm_ray.trainingdata import SolutionData, plan_steps
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for a model without tokenizer or chat template, or problems without solutions."""
+    solution_data(config)
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.warmup
     data = solution_data(config)
