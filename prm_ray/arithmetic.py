@@ -1,9 +1,11 @@
-"""A small world with exact truth: arithmetic chains, their worked solutions, and which step of a solution is wrong.
+"""A small world with exact truth: expressions, their worked solutions, and which step of a solution is wrong.
 
-12 + 45 - 8        the problem
-12 + 45 = 57       one operation a line, from left to right
-57 - 8 = 49
-Answer: 49
+18+9-3*2      the problem: at most one product a term, no parentheses, never below zero on the way
+18+9-6        one operation a line: products first, then from left to right
+27-6
+21            the last line is the answer
+
+A line is right if it has the problem's value. No spaces, so that small models read one character a token.
 """
 
 from __future__ import annotations
@@ -17,27 +19,31 @@ from prm_ray.problems import Problem
 
 DEFAULT_NUM_TRAIN, DEFAULT_NUM_TEST = 1000, 200
 """Problems made where problems.num_train / num_test says none."""
-_TRIES_PER_PROBLEM = 200
-_STEP = re.compile(r"\s*(-?\d+)\s*([-+*])\s*(-?\d+)\s*=\s*(-?\d+)\s*")
-_ANSWER = re.compile(r"\s*Answer:\s*(-?\d+)\s*")
+_TRIES_PER_PROBLEM = 2000
+_EXPRESSION = re.compile(r"-?\d+(?:[-+*]\d+)*")
+_NUMBER = re.compile(r"-?\d+")
+_LONGEST = 100
+"""Characters of a line that is still read as an expression; a model may write anything."""
 
 
-def make_problems(num: int, seed: int, section: ArithmeticSection) -> list[Problem]:
-    """The first `num` different problems of the stream that `seed` begins; a longer list starts with the shorter one.
+def make_problems(
+    num: int, seed: str, section: ArithmeticSection, exclude: frozenset[str] = frozenset()
+) -> list[Problem]:
+    """The first `num` different problems, none in `exclude`, of the stream that `seed` begins.
 
-    Raises `UserError` if the section's numbers allow fewer problems than that.
+    A longer list starts with the shorter one. Raises `UserError` if the section's numbers allow fewer problems.
     """
     rng = random.Random(f"arithmetic {seed}")
-    seen: set[str] = set()
+    seen = set(exclude)
     problems: list[Problem] = []
     tries = 0
     while len(problems) < num:
-        text = _make_chain(rng, section)
+        text = _try_expression(rng, section)
         tries += 1
-        if text not in seen:
+        if text is not None and text not in seen:
             seen.add(text)
             tries = 0
-            problems.append(_solve(text, len(problems) + 1))
+            problems.append(Problem(text, str(value(text)), solution(text), len(problems) + 1))
         elif tries > _TRIES_PER_PROBLEM:
             raise UserError(
                 f"[arithmetic] makes only about {len(problems)} different problems, {num} are needed: "
@@ -46,51 +52,55 @@ def make_problems(num: int, seed: int, section: ArithmeticSection) -> list[Probl
     return problems
 
 
-def first_wrong_step(steps: list[str], problem: str) -> int | None:
-    """Index (from 0) of the first step that is wrong, None if none is.
-
-    A step is right if it takes the value so far, applies the problem's next operation and gets the right value; the
-    last step is right if it says the problem's value. Missing steps are wrong at the index where they are missing.
-    """
-    value, operations = _parse(problem)
-    for index, step in enumerate(steps):
-        answer = _ANSWER.fullmatch(step)
-        if answer:
-            return None if not operations and int(answer[1]) == value and index == len(steps) - 1 else index
-        match = _STEP.fullmatch(step)
-        if not match or not operations:
-            return index
-        operator, operand = operations.pop(0)
-        expected = (value, operator, operand, _apply(value, operator, operand))
-        if (int(match[1]), match[2], int(match[3]), int(match[4])) != expected:
-            return index
-        value = expected[3]
-    return len(steps)
-
-
-def _make_chain(rng: random.Random, section: ArithmeticSection) -> str:
-    num_operations = rng.randint(section.min_operations, section.max_operations)
-    chain = [str(rng.randint(1, section.max_number))]
-    for _ in range(num_operations):
-        chain += [rng.choice(section.operators), str(rng.randint(1, section.max_number))]
-    return " ".join(chain)
-
-
-def _solve(problem: str, row: int) -> Problem:
-    value, operations = _parse(problem)
+def solution(problem: str) -> str:
+    """The worked solution: after each operation the whole remaining expression, a line each."""
     lines = []
-    for operator, operand in operations:
-        result = _apply(value, operator, operand)
-        lines.append(f"{value} {operator} {operand} = {result}")
-        value = result
-    return Problem(problem, str(value), "\n".join([*lines, f"Answer: {value}"]), row)
+    while not _NUMBER.fullmatch(problem):
+        match = re.search(r"\d+\*\d+", problem) or re.match(r"-?\d+[-+]\d+", problem)
+        assert match is not None, f"{problem!r} is not an expression"
+        problem = problem[: match.start()] + str(value(match[0])) + problem[match.end() :]
+        lines.append(problem)
+    return "\n".join(lines)
 
 
-def _parse(problem: str) -> tuple[int, list[tuple[str, int]]]:
-    """First number, then (operator, number) pairs, worked from left to right."""
-    first, *rest = problem.split()
-    return int(first), [(operator, int(operand)) for operator, operand in zip(rest[::2], rest[1::2], strict=True)]
+def value(expression: str) -> int | None:
+    """Exact value of a line, None if it is not an expression."""
+    if len(expression) > _LONGEST or not _EXPRESSION.fullmatch(expression):
+        return None
+    total = 0
+    for term in re.findall(r"[-+]?\d+(?:\*\d+)*", expression):
+        first, *factors = (int(number) for number in term.split("*"))
+        for factor in factors:
+            first *= factor
+        total += first
+    return total
 
 
-def _apply(value: int, operator: str, operand: int) -> int:
-    return {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
+def first_wrong_step(steps: list[str], problem: str) -> int | None:
+    """Index (from 0) of the first step that has not the problem's value; None if there is none."""
+    target = value(problem)
+    for index, step in enumerate(steps):
+        if value(step.rstrip("\n")) != target:
+            return index
+    return None
+
+
+def _try_expression(rng: random.Random, section: ArithmeticSection) -> str | None:
+    """A random expression, or None if it has another number of operations than drawn or falls below zero on the way."""
+    num_operations = rng.randint(section.min_operations, section.max_operations)
+    num_terms = rng.randint(num_operations // 2 + 1, num_operations + 1)
+    text, total, num_products = "", 0, 0
+    for position in range(num_terms):
+        if rng.random() < section.product_share:
+            factors = (rng.randint(2, section.max_factor), rng.randint(2, section.max_factor))
+            term, amount = f"{factors[0]}*{factors[1]}", factors[0] * factors[1]
+            num_products += 1
+        else:
+            amount = rng.randint(1, section.max_number)
+            term = str(amount)
+        sign = "+" if position == 0 else rng.choice("+-")
+        total += amount if sign == "+" else -amount
+        text += term if position == 0 else sign + term
+        if total < 0:
+            return None
+    return text if num_terms - 1 + num_products == num_operations else None

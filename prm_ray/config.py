@@ -29,7 +29,16 @@ _IDENTITY = {
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
 }
-_RESOURCES = {"token_budget", "checkpoint_every", "num_workers", "gpus_per_worker", "num_engines", "gpus_per_engine", "engine_options", "timeout_seconds"}
+_RESOURCES = {
+    "token_budget",
+    "checkpoint_every",
+    "num_workers",
+    "gpus_per_worker",
+    "num_engines",
+    "gpus_per_engine",
+    "engine_options",
+    "timeout_seconds",
+}
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
 
@@ -105,10 +114,15 @@ class ProblemsSection(Section):
 
 class ArithmeticSection(Section):
     min_operations: int = Field(3, ge=1)
-    max_operations: int = Field(4, ge=1)
-    max_number: int = Field(99, ge=2)
-    """Operands are 1 .. this."""
-    operators: str = Field("+-", pattern=r"^[+\-*]+$")
+    max_operations: int = Field(3, ge=1)
+    warmup_operations: int | None = Field(None, ge=1)
+    """Operations of the warm-up's problems; none = as in the problems asked. Others teach the format, not the task."""
+    max_number: int = Field(20, ge=1)
+    """Numbers that are added or taken away are 1 .. this."""
+    max_factor: int = Field(9, ge=2)
+    """Factors of a product are 2 .. this."""
+    product_share: float = Field(0.5, ge=0, le=1)
+    """Chance of a term to be a product."""
 
 
 class WarmupSection(Section):
@@ -122,6 +136,8 @@ class WarmupSection(Section):
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     token_budget: int = Field(4096, ge=1)
     """Tokens of one micro-batch on one worker."""
+    freeze_embeddings: bool = False
+    """Keep the token embeddings and output layer as they are."""
     checkpoint_every: int = Field(50, ge=1)
     """Optimizer steps between checkpoints."""
     num_workers: int = Field(1, ge=1)
@@ -216,6 +232,12 @@ class TrainSection(Section):
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
+    skip_uniform_prompts: bool = False
+    """Leave out prompts whose responses are all right or all wrong: less to compute, more about ranking candidates."""
+    freeze_embeddings: bool = False
+    """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
+    cycles: int = Field(1, ge=1)
+    """Learning-rate cycles over the steps; the result is the mean of the weights at their ends (weight averaging)."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the training problems held out for loss / accuracy / AUC while training."""
     checkpoint_every: int = Field(50, ge=1)
@@ -235,7 +257,7 @@ class RerankSection(Section):
     """Values of N for best-of-N; those above the number of candidates are left out."""
     aggregations: list[Literal["sum", "mean", "min", "last"]] = ["sum", "mean", "min", "last"]
     """How step rewards become one number; `evaluate.aggregation` names the one the headline uses."""
-    vote_weight: Literal["sigmoid", "softmax"] = "sigmoid"
+    vote_weight: Literal["sigmoid", "softmax"] = "softmax"
     """What a candidate's vote counts in a weighted vote: sigmoid(reward), or softmax of the rewards of its problem."""
     num_subsamples: int = Field(64, ge=1)
     """Random subsets of the candidates that each (problem, N) of a vote is averaged over (best-of-N needs none)."""

@@ -29,7 +29,7 @@ _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
 def resolve_model(name: str) -> str:
-    """A folder or hub id that transformers and vLLM load. The embedded name is converted once, into the user's cache."""
+    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache."""
     if name == EMBEDDED:
         return str(_embedded_folder())
     if _looks_like_path(name):
@@ -72,6 +72,7 @@ def load_tokenizer(
 def load_model(name: str, dtype: str = "bfloat16", trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model in eval mode, on the GPU this process may use, else on the CPU."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -82,7 +83,7 @@ def load_model(name: str, dtype: str = "bfloat16", trust_remote_code: bool = Fal
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model {name!r} does not load: {_first_line(error)}") from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -177,7 +178,12 @@ def row_fingerprint(model: str, prompt: Iterable[int], response: Iterable[int]) 
 
 
 def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
-    (folder / "prm.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    """Write what makes `folder` a PRM. A reference that is a folder is named from here, so that both can move."""
+    reference = facts["reference"]
+    if Path(reference).is_dir():
+        reference = os.path.relpath(reference, folder)
+    text = json.dumps({**facts, "reference": reference}, indent=2)
+    (folder / "prm.json").write_text(text + "\n", encoding="utf-8")
 
 
 def read_prm_json(folder: str | Path) -> dict[str, Any]:
@@ -185,7 +191,9 @@ def read_prm_json(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "prm.json"
     if not path.is_file():
         raise UserError(f"{str(folder)!r} is not a trained PRM: it has no prm.json")
-    return json.loads(path.read_text(encoding="utf-8"))
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    reference = (Path(folder) / facts["reference"]).resolve()
+    return {**facts, "reference": str(reference)} if reference.is_dir() else facts
 
 
 def _sample_blocks(path: Path) -> Iterable[bytes]:

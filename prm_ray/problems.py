@@ -96,18 +96,24 @@ def require_fields(row: dict[str, Any], fields: Iterable[str], where: str) -> No
 
 
 def _arithmetic(config: RunConfig, split: Split) -> list[Problem]:
-    """The splits are cut one after the other from one stream of different problems, so they cannot overlap.
+    """Test and train are cut one after the other from one stream of different problems, so they cannot overlap.
 
-    The order test, warm-up, train keeps the test problems the same when there is more or less to train on.
+    Test comes first: it stays the same when there is more or less to train on. The warm-up has a stream of its own,
+    without any problem of the other two.
     """
     from prm_ray.arithmetic import DEFAULT_NUM_TEST, DEFAULT_NUM_TRAIN, make_problems
 
+    section, seed = config.arithmetic, config.run.seed
     num_test = config.problems.num_test or DEFAULT_NUM_TEST
-    num_warmup = config.warmup.num_problems if config.warmup.enabled or split == "warmup" else 0
-    starts = {"test": 0, "warmup": num_test, "train": num_test + num_warmup}
-    counts = {"test": num_test, "warmup": num_warmup, "train": config.problems.num_train or DEFAULT_NUM_TRAIN}
-    end = starts[split] + counts[split]
-    return make_problems(end, config.run.seed, config.arithmetic)[starts[split] : end]
+    num_train = config.problems.num_train or DEFAULT_NUM_TRAIN
+    asked = make_problems(num_test + num_train, f"{seed}", section)
+    if split != "warmup":
+        return asked[:num_test] if split == "test" else asked[num_test:]
+    if section.warmup_operations:
+        length = {"min_operations": section.warmup_operations, "max_operations": section.warmup_operations}
+        section = section.model_copy(update=length)
+    taken = frozenset(problem.problem for problem in asked if problem.problem is not None)
+    return make_problems(config.warmup.num_problems, f"{seed} warmup", section, taken)
 
 
 def _problem(row: dict[str, Any], number: int, section: ProblemsSection, source: str) -> Problem:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch
 
 from prm_ray.config import PromptSection
 from prm_ray.core.forward import check_model, response_logprobs
-from prm_ray.core.packing import PackedBatch, PromptGroup, pack, unpack
+from prm_ray.core.packing import PromptGroup, pack, unpack
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
 from prm_ray.core.steps import step_token_ends
 from prm_ray.errors import UserError
@@ -55,16 +56,19 @@ class ScoredResponse:
 def group_logprobs(
     model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
 ) -> list[list[torch.Tensor]]:
-    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order."""
-    results: list[list[torch.Tensor]] = [[torch.empty(0)] * len(group.responses) for group in groups]
-    for batch in pack(groups, token_budget):
-        _store(results, batch, response_logprobs(model, batch).cpu())
-    return results
+    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order.
 
-
-def _store(results: list[list[torch.Tensor]], batch: PackedBatch, values_R: torch.Tensor) -> None:
-    for (group, response), values in unpack(values_R, batch):
-        results[group][response] = values
+    Responses of a group that are the same are computed once.
+    """
+    distinct = [PromptGroup(group.prompt, list(dict.fromkeys(map(tuple, group.responses)))) for group in groups]
+    found: list[dict[tuple[int, ...], torch.Tensor]] = [{} for _ in groups]
+    for batch in pack(distinct, token_budget):
+        for (group, response), values in unpack(response_logprobs(model, batch).cpu(), batch):
+            found[group][tuple(distinct[group].responses[response])] = values
+    return [
+        [logprobs[tuple(response)] for response in group.responses]
+        for group, logprobs in zip(groups, found, strict=True)
+    ]
 
 
 class Scorer:
@@ -165,6 +169,6 @@ class Scorer:
         ends = step_token_ends(decoded, char_ends, self.step_rule)
         rewards_S = step_rewards(token_rewards_T, ends)
         char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
-        steps = [decoded[start:end] for start, end in zip(char_cuts, char_cuts[1:], strict=False)]
+        steps = [decoded[start:end] for start, end in pairwise(char_cuts)]
         totals = {how: aggregate(rewards_S, how) for how in AGGREGATIONS}
         return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, totals)

@@ -32,19 +32,29 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    """In each cycle a linear warm-up, then a cosine down to a tenth of the peak."""
 
     lr: float
     total_steps: int
     warmup_ratio: float
+    cycles: int = 1
 
     def at(self, step: int) -> float:
         """Learning rate of the step with this number, from 0."""
-        warmup_steps = max(1, math.ceil(self.warmup_ratio * self.total_steps))
+        ends = self.cycle_ends()
+        cycle = next(number for number, end in enumerate(ends) if step < end or end == ends[-1])
+        start = ends[cycle - 1] if cycle else 0
+        length, step = ends[cycle] - start, step - start
+        warmup_steps = max(1, math.ceil(self.warmup_ratio * length))
         if step < warmup_steps:
             return self.lr * (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, self.total_steps - warmup_steps)
+        progress = (step - warmup_steps) / max(1, length - warmup_steps)
         return self.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+    def cycle_ends(self) -> list[int]:
+        """Numbers of steps after which a cycle is over; the last is `total_steps`."""
+        cycles = max(1, min(self.cycles, self.total_steps))
+        return [self.total_steps * (cycle + 1) // cycles for cycle in range(cycles)]
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,25 @@ class Trainer:
         compute_dtype: torch.dtype,
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
+        freeze_embeddings: bool = False,
     ):
         check_model(model.config)
         self.model = model
         self.schedule = schedule
         self.num_steps = 0
         self._grad_clip = grad_clip
-        self._masters = [parameter.detach().float().clone() for parameter in model.parameters()]
+        if freeze_embeddings:
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.requires_grad_(False)
+        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._masters = [parameter.detach().float().clone() for parameter in moving]
         model.to(compute_dtype).train()
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         fused = self._masters[0].device.type in ("cuda", "cpu")
         self._optimizer = torch.optim.AdamW(
             self._masters, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused
         )
+        self._cycle_sums: list[Tensor] = []
 
     def step(self, batches: Sequence[PackedBatch], loss: Loss, count: int) -> StepResult:
         """One optimizer step; `count` is the number of responses (or tokens) of the step over all workers.
@@ -104,6 +120,7 @@ class Trainer:
         lr = self.schedule.at(self.num_steps)
         self._move_weights(grads, norm, lr)
         self.num_steps += 1
+        self._end_cycle()
         return StepResult(total.item(), norm.item(), lr)
 
     @torch.no_grad()
@@ -116,6 +133,8 @@ class Trainer:
         tensors: dict[str, Tensor] = {"num_steps": torch.tensor(self.num_steps)}
         for number, master in enumerate(self._masters):
             tensors[f"{number}.master"] = master
+            if self._cycle_sums:
+                tensors[f"{number}.cycle_sum"] = self._cycle_sums[number]
             for name, value in self._optimizer.state[master].items():
                 tensors[f"{number}.{name}"] = value
         save_file(tensors, path)
@@ -127,8 +146,21 @@ class Trainer:
         for number, (master, parameter) in enumerate(zip(self._masters, self._parameters, strict=True)):
             master.copy_(tensors[f"{number}.master"])
             parameter.data.copy_(master)
+            if f"{number}.cycle_sum" in tensors:
+                self._cycle_sums.append(tensors[f"{number}.cycle_sum"].to(master.device))
             names = [name for name in _MOMENTS if f"{number}.{name}" in tensors]
             self._optimizer.state[master] = {name: tensors[f"{number}.{name}"].to(master.device) for name in names}
+
+    def use_average(self) -> None:
+        """Put the mean of the weights at the ends of the cycles so far into the model, once training is over.
+
+        One end point is noisy, the mean of several lies nearer to the middle of where they agree: stochastic weight
+        averaging (Izmailov et al. 2018, arXiv 1803.05407). With one cycle this changes nothing.
+        """
+        num_ends = sum(end <= self.num_steps for end in self.schedule.cycle_ends())
+        if num_ends > 1:
+            for parameter, total in zip(self._parameters, self._cycle_sums, strict=True):
+                parameter.data.copy_(total / num_ends)
 
     def save_model(self, folder: Path) -> None:
         """Write a plain Hugging Face model folder in the compute dtype."""
@@ -139,6 +171,13 @@ class Trainer:
             if parameter.grad is not None:
                 grad += parameter.grad
                 parameter.grad = None
+
+    def _end_cycle(self) -> None:
+        if self.schedule.cycles == 1 or self.num_steps not in self.schedule.cycle_ends():
+            return
+        if not self._cycle_sums:
+            self._cycle_sums = [torch.zeros_like(master) for master in self._masters]
+        torch._foreach_add_(self._cycle_sums, self._masters)
 
     def _add_over_workers(self, tensors: list[Tensor]) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -54,18 +54,33 @@ class SolutionData:
 
 
 class OutcomeData:
-    """Labelled responses with cached reference log-probs, grouped by prompt; read from Arrow when asked for."""
+    """Labelled responses with cached reference log-probs, grouped by prompt; tokens are read from Arrow when asked for.
 
-    def __init__(self, table: pa.Table, beta: float):
+    A response sampled several times for a prompt is computed once and weighs as often as it was sampled: the same loss
+    and gradient for less. `skip_uniform` leaves out prompts whose responses are all right or all wrong, which say
+    nothing about telling responses to one prompt apart.
+    """
+
+    def __init__(self, table: pa.Table, beta: float, skip_uniform: bool = False):
         """`table` needs prompt_id, prompt_tokens, response_tokens, ref_logprobs, correct (not null)."""
         self._table, self._beta = table, beta
-        by_prompt: dict[str, list[int]] = {}
-        for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
-            by_prompt.setdefault(prompt_id, []).append(row)
-        self._rows = list(by_prompt.values())
-        self.sizes = [len(rows) for rows in self._rows]
         self.labels: list[bool] = table["correct"].to_pylist()
         self._reference = [float(sum(values)) for values in table["ref_logprobs"].to_pylist()]
+        prompts = [
+            counts for counts in self._merged() if not skip_uniform or len({self.labels[row] for row in counts}) > 1
+        ]
+        self._rows = [list(counts) for counts in prompts]
+        self._weights = {row: count for counts in prompts for row, count in counts.items()}
+        self.sizes = [sum(counts.values()) for counts in prompts]
+
+    def _merged(self) -> list[dict[int, int]]:
+        """For each prompt: row of a distinct response -> how often it was sampled (and judged the same)."""
+        by_prompt: dict[str, dict[tuple[bytes, bool], list[int]]] = {}
+        tokens = self._table["response_tokens"]
+        for row, prompt_id in enumerate(self._table["prompt_id"].to_pylist()):
+            key = (tokens[row].values.to_numpy().tobytes(), self.labels[row])
+            by_prompt.setdefault(prompt_id, {}).setdefault(key, []).append(row)
+        return [{rows[0]: len(rows) for rows in responses.values()} for responses in by_prompt.values()]
 
     def count(self, items: Sequence[int]) -> int:
         return sum(self.sizes[item] for item in items)
@@ -81,24 +96,30 @@ class OutcomeData:
 
     def loss(self, items: Sequence[int]) -> Loss:
         def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
-            log_ratio_B, correct_B = self._log_ratios(items, batch, logprobs_R)
-            return cross_entropy(log_ratio_B, correct_B, self._beta)
+            rows = self._branch_rows(items, batch)
+            log_ratio_B, correct_B = self._log_ratios(rows, batch, logprobs_R)
+            weight_B = torch.tensor([float(self._weights[row]) for row in rows], device=log_ratio_B.device)
+            return cross_entropy(log_ratio_B, correct_B, self._beta, weight_B)
 
         return summed
 
     def rewards(self, items: Sequence[int], trainer: Trainer, token_budget: int) -> list[tuple[int, float, bool]]:
-        """(item, reward, correct) of every response of these items under the present weights."""
+        """(item, reward, correct) of every sampled response of these items under the present weights."""
         results: list[tuple[int, float, bool]] = []
         for batch in pack(self.groups(items), token_budget):
-            log_ratio_B, correct_B = self._log_ratios(items, batch, trainer.logprobs(batch))
+            rows = self._branch_rows(items, batch)
+            log_ratio_B, correct_B = self._log_ratios(rows, batch, trainer.logprobs(batch))
             owners = [items[group] for group, _ in batch.branches]
             rewards = (self._beta * log_ratio_B).tolist()
-            results += zip(owners, rewards, correct_B.tolist(), strict=True)
+            for row, result in zip(rows, zip(owners, rewards, correct_B.tolist(), strict=True), strict=True):
+                results += [result] * self._weights[row]
         return results
 
-    def _log_ratios(self, items: Sequence[int], batch: PackedBatch, logprobs_R: Tensor) -> tuple[Tensor, Tensor]:
+    def _branch_rows(self, items: Sequence[int], batch: PackedBatch) -> list[int]:
+        return [self._rows[items[group]][response] for group, response in batch.branches]
+
+    def _log_ratios(self, rows: list[int], batch: PackedBatch, logprobs_R: Tensor) -> tuple[Tensor, Tensor]:
         """Log-ratio and label of each branch of a batch, [B]."""
-        rows = [self._rows[items[group]][response] for group, response in batch.branches]
         policy_B = torch.stack([values.sum() for values in logprobs_R.split(batch.lengths)])
         reference_B = torch.tensor([self._reference[row] for row in rows], device=policy_B.device)
         correct_B = torch.tensor([self.labels[row] for row in rows], device=policy_B.device)

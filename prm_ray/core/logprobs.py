@@ -40,13 +40,19 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         normalizer_R = torch.empty(len(target_R), dtype=torch.float32, device=hidden_RD.device)
         logprobs_R = torch.empty_like(normalizer_R)
+        # With a frozen head the gradient of hidden is known up to one factor a token: no logits again in backward.
+        is_linear = softcap is None and not ctx.needs_input_grad[1] and not ctx.needs_input_grad[2]
+        slope_RD = torch.empty_like(hidden_RD) if is_linear and ctx.needs_input_grad[0] else None
         for start in range(0, len(target_R), CHUNK):
             rows = slice(start, start + CHUNK)
             logits_CV = _logits_CV(hidden_RD[rows], head_VD, bias_V, softcap)
             normalizer_R[rows] = logits_CV.logsumexp(dim=1)
             picked_C = logits_CV.gather(1, target_R[rows, None]).squeeze(1)
             logprobs_R[rows] = picked_C - normalizer_R[rows]
-        ctx.save_for_backward(hidden_RD, head_VD, bias_V, target_R, normalizer_R)
+            if slope_RD is not None:
+                probs_CV = logits_CV.sub_(normalizer_R[rows, None]).exp_().to(head_VD.dtype)
+                slope_RD[rows] = head_VD[target_R[rows]] - probs_CV @ head_VD
+        ctx.save_for_backward(hidden_RD, head_VD, bias_V, target_R, normalizer_R, slope_RD)
         ctx.softcap = softcap
         return logprobs_R
 
@@ -54,7 +60,9 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         """d logprob / d logits = onehot(target) - softmax; the chain through head and hidden, chunk by chunk."""
         (grad_R,) = grad_outputs
-        hidden_RD, head_VD, bias_V, target_R, normalizer_R = ctx.saved_tensors
+        hidden_RD, head_VD, bias_V, target_R, normalizer_R, slope_RD = ctx.saved_tensors
+        if slope_RD is not None:
+            return slope_RD * grad_R[:, None].to(slope_RD.dtype), None, None, None, None
         needs_head, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         grad_hidden_RD = torch.empty_like(hidden_RD)
         grad_head_VD = torch.zeros_like(head_VD) if needs_head else None
@@ -62,11 +70,11 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(target_R), CHUNK):
             rows = slice(start, start + CHUNK)
             logits_CV = _logits_CV(hidden_RD[rows], head_VD, bias_V, ctx.softcap)
-            slope_CV = 1 - (logits_CV / ctx.softcap) ** 2 if ctx.softcap is not None else None
+            bend_CV = 1 - (logits_CV / ctx.softcap) ** 2 if ctx.softcap is not None else None
             grad_CV = logits_CV.sub_(normalizer_R[rows, None]).exp_().mul_(-grad_R[rows, None])
             grad_CV.scatter_add_(1, target_R[rows, None], grad_R[rows, None])
-            if slope_CV is not None:
-                grad_CV = grad_CV * slope_CV
+            if bend_CV is not None:
+                grad_CV = grad_CV * bend_CV
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(dim=0).to(grad_bias_V.dtype)
             grad_CV = grad_CV.to(head_VD.dtype)

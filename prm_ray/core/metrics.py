@@ -119,7 +119,9 @@ def percentile_interval(value: float | None, resampled_R: NDArray[np.float64]) -
     return Interval(value, _finite(low), _finite(high))
 
 
-def difference_interval(ours: float, theirs: float, ours_R: NDArray[np.float64], theirs_R: NDArray[np.float64]) -> Interval:
+def difference_interval(
+    ours: float, theirs: float, ours_R: NDArray[np.float64], theirs_R: NDArray[np.float64]
+) -> Interval:
     """Ours minus theirs, over the same resamples."""
     return percentile_interval(ours - theirs, ours_R - theirs_R)
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def cross_entropy(log_ratio_B: Tensor, correct_B: Tensor, beta: float) -> Tensor:
+def cross_entropy(log_ratio_B: Tensor, correct_B: Tensor, beta: float, weight_B: Tensor | None = None) -> Tensor:
     """CE on the outcome label, arXiv 2412.01981 Eq. 5: -[l log s(r) + (1 - l) log(1 - s(r))], r = beta * log-ratio.
 
-    `log_ratio_B` is log pi(y) - log pi_ref(y) summed over the response's tokens, float32; `correct_B` is bool. The
-    logits form does not saturate where sigmoid and BCE one after the other would.
+    `log_ratio_B` is log pi(y) - log pi_ref(y) summed over the response's tokens, float32; `correct_B` is bool;
+    `weight_B` counts how often a response was sampled. The logits form does not saturate where sigmoid and BCE one
+    after the other would.
     """
     reward_B = beta * log_ratio_B
-    return functional.binary_cross_entropy_with_logits(reward_B, correct_B.float(), reduction="sum")
+    return functional.binary_cross_entropy_with_logits(reward_B, correct_B.float(), weight_B, reduction="sum")
 
 
 def negative_log_likelihood(logprobs_R: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+SHORTEST_ROW = 256
+"""Rows hold at least so many tokens where there are enough trees: attention over that length is still cheap."""
+
 
 @dataclass(frozen=True)
 class PromptGroup:
@@ -42,12 +45,19 @@ class PackedBatch:
     lengths: list[int] = field(default_factory=list)  # tokens of each branch; sums to R
 
     def to(self, device: torch.device) -> PackedBatch:
-        tensors = (self.input_ids_GT, self.position_ids_GT, self.mask_G1TT, self.predictor_R, self.target_R)
-        return PackedBatch(*(tensor.to(device) for tensor in tensors), self.branches, self.lengths)
+        return PackedBatch(
+            self.input_ids_GT.to(device),
+            self.position_ids_GT.to(device),
+            self.mask_G1TT.to(device),
+            self.predictor_R.to(device),
+            self.target_R.to(device),
+            self.branches,
+            self.lengths,
+        )
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Tree:
     group: int
     prompt: Sequence[int]
     branches: list[tuple[int, Sequence[int]]]
@@ -58,19 +68,18 @@ class _Row:
 
 
 def pack(groups: Sequence[PromptGroup], token_budget: int) -> list[PackedBatch]:
-    """Cut groups into batches of at most `token_budget` tokens, padding included, similar lengths together.
+    """Cut groups into batches of at most `token_budget` tokens, padding included.
 
     A group over the budget is split, each piece behind its own copy of the prompt. One response alone over the budget
-    makes a batch of its own: the budget bounds how much is put together, never what can be computed.
+    makes a batch of its own: the budget bounds how much is put together, never what can be computed. Short trees share
+    a row, so that little of a batch is padding.
     """
-    rows = sorted(
-        (row for index, group in enumerate(groups) for row in _rows(index, group, token_budget)),
-        key=lambda row: -row.length,
-    )
-    batches: list[list[_Row]] = []
-    for row in rows:
-        longest = batches[-1][0].length if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= token_budget:
+    trees = [tree for index, group in enumerate(groups) for tree in _trees(index, group, token_budget)]
+    trees.sort(key=lambda tree: -tree.length)
+    batches: list[list[list[_Tree]]] = []
+    for row in _fill_rows(trees, token_budget):
+        width = _width(batches[-1][0]) if batches else 0
+        if batches and width * (len(batches[-1]) + 1) <= token_budget and _width(row) <= width:
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -82,51 +91,77 @@ def unpack(values_R: Tensor, batch: PackedBatch) -> list[tuple[tuple[int, int], 
     return list(zip(batch.branches, values_R.split(batch.lengths), strict=True))
 
 
-def _rows(index: int, group: PromptGroup, token_budget: int) -> list[_Row]:
-    rows: list[_Row] = []
+def _trees(index: int, group: PromptGroup, token_budget: int) -> list[_Tree]:
+    trees: list[_Tree] = []
     room = 0
     for number, response in enumerate(group.responses):
-        if not rows or len(response) > room:
-            rows.append(_Row(index, group.prompt, []))
+        if not trees or len(response) > room:
+            trees.append(_Tree(index, group.prompt, []))
             room = token_budget - len(group.prompt)
-        rows[-1].branches.append((number, response))
+        trees[-1].branches.append((number, response))
         room -= len(response)
-    return rows
+    return trees
 
 
-def _batch(rows: list[_Row]) -> PackedBatch:
-    length = max(row.length for row in rows)
+def _fill_rows(trees: list[_Tree], token_budget: int) -> list[list[_Tree]]:
+    """First-fit decreasing over trees that come longest first; the fullest rows first."""
+    capacity = min(max([SHORTEST_ROW, *(tree.length for tree in trees[:1])]), token_budget)
+    rows: list[list[_Tree]] = []
+    for tree in trees:
+        row = next((row for row in rows if _width(row) + tree.length <= capacity), None)
+        if row is None:
+            rows.append([tree])
+        else:
+            row.append(tree)
+    return sorted(rows, key=lambda row: -_width(row))
+
+
+def _width(row: list[_Tree]) -> int:
+    return sum(tree.length for tree in row)
+
+
+def _batch(rows: list[list[_Tree]]) -> PackedBatch:
+    length = max(_width(row) for row in rows)
     input_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
     position_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
-    branch_GT = torch.full((len(rows), length), -1)  # 0 = prompt, 1.. = branches, -1 = padding
-    predictors, targets, branches, lengths = [], [], [], []
+    tree_GT = torch.full((len(rows), length), -1)  # which tree of the row; -1 = padding
+    branch_GT = torch.zeros(len(rows), length, dtype=torch.long)  # 0 = prompt, 1.. = branches
+    targets: list[int] = []
+    predictors, branches, lengths = [], [], []
     for g, row in enumerate(rows):
-        trunk = len(row.prompt)
-        input_ids_GT[g, :trunk] = torch.as_tensor(row.prompt)
-        position_ids_GT[g, :trunk] = torch.arange(trunk)
-        branch_GT[g, :trunk] = 0
-        start = trunk
-        for number, (response, tokens) in enumerate(row.branches, start=1):
-            end = start + len(tokens)
-            input_ids_GT[g, start:end] = torch.as_tensor(tokens)
-            position_ids_GT[g, start:end] = torch.arange(trunk, trunk + len(tokens))
-            branch_GT[g, start:end] = number
-            predictors += [g * length + trunk - 1, *range(g * length + start, g * length + end - 1)]
-            targets += tokens
-            branches.append((row.group, response))
-            lengths.append(len(tokens))
-            start = end
-    mask_G1TT = _tree_mask(branch_GT)
+        end = 0
+        for number, tree in enumerate(row):
+            trunk = len(tree.prompt)
+            start, end = end, end + trunk
+            input_ids_GT[g, start:end] = torch.as_tensor(tree.prompt)
+            position_ids_GT[g, start:end] = torch.arange(trunk)
+            tree_GT[g, start : start + tree.length] = number
+            last_of_prompt = g * length + end - 1
+            for branch, (response, tokens) in enumerate(tree.branches, start=1):
+                start, end = end, end + len(tokens)
+                input_ids_GT[g, start:end] = torch.as_tensor(tokens)
+                position_ids_GT[g, start:end] = torch.arange(trunk, trunk + len(tokens))
+                branch_GT[g, start:end] = branch
+                predictors += [last_of_prompt, *range(g * length + start, g * length + end - 1)]
+                targets += tokens
+                branches.append((tree.group, response))
+                lengths.append(len(tokens))
     return PackedBatch(
-        input_ids_GT, position_ids_GT, mask_G1TT, torch.tensor(predictors), torch.tensor(targets), branches, lengths
+        input_ids_GT,
+        position_ids_GT,
+        _tree_mask(tree_GT, branch_GT),
+        torch.tensor(predictors),
+        torch.tensor(targets),
+        branches,
+        lengths,
     )
 
 
-def _tree_mask(branch_GT: Tensor) -> Tensor:
-    """[G, 1, T, T] bool: a token sees earlier tokens of the prompt and of its own branch; padding sees itself."""
-    length = branch_GT.shape[1]
-    query_GT1, key_G1T = branch_GT[:, :, None], branch_GT[:, None, :]
+def _tree_mask(tree_GT: Tensor, branch_GT: Tensor) -> Tensor:
+    """[G, 1, T, T] bool: a token sees earlier tokens of its own branch and of its own prompt; padding sees itself."""
+    length = tree_GT.shape[1]
     earlier_TT = torch.ones(length, length, dtype=torch.bool).tril()
-    same_or_trunk_GTT = (key_G1T == query_GT1) | (key_G1T == 0)
-    itself_TT = torch.eye(length, dtype=torch.bool)
-    return ((earlier_TT & same_or_trunk_GTT & (key_G1T >= 0)) | itself_TT)[:, None]
+    same_tree_GTT = tree_GT[:, :, None] == tree_GT[:, None, :]
+    key_G1T = branch_GT[:, None, :]
+    trunk_or_own_GTT = (key_G1T == 0) | (key_G1T == branch_GT[:, :, None])
+    return (earlier_TT & same_tree_GTT & trunk_or_own_GTT)[:, None]

@@ -26,9 +26,7 @@ def step_rewards(token_rewards_T: Sequence[float], step_ends: Sequence[int]) -> 
     """
     if not step_ends or step_ends[-1] != len(token_rewards_T):
         raise ValueError(f"step ends {list(step_ends)} must end at the number of tokens, {len(token_rewards_T)}")
-    return [
-        sum(token_rewards_T[start:end]) for start, end in zip([0, *step_ends[:-1]], step_ends, strict=True)
-    ]
+    return [sum(token_rewards_T[start:end]) for start, end in zip([0, *step_ends[:-1]], step_ends, strict=True)]
 
 
 _AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {

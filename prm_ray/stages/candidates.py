@@ -21,8 +21,9 @@ from prm_ray.tables import StageFolder, count_failures, read_parquet
 
 REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
 """Best-of-N by the PRM, a method an aggregation."""
-BASELINES = ("ref_logprob_mean", "ref_logprob_sum")
-"""Best-of-N by the log-prob of the untrained reference: what training must beat."""
+BASELINES = ("policy_logprob_mean", "policy_logprob_sum", "ref_logprob_mean", "ref_logprob_sum")
+"""Best-of-N by a log-prob alone: the trained policy's (the reward without its reference, arXiv 2412.01981 Table 5), and
+the untrained reference's, which costs no training."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.answers)
+
+    def pick_by(self, name: str) -> NDArray[np.float64]:
+        """The rewards best-of-N picks by: a candidate without an answer comes behind all that have one."""
+        has_answer_N = np.array([answer is not None for answer in self.answers])
+        rewards_N = self.rewards[name]
+        return np.where(has_answer_N, rewards_N, -np.inf) if has_answer_N.any() else rewards_N
 
 
 @dataclass
@@ -84,21 +91,24 @@ def survey(folder: StageFolder) -> Survey:
     found.failed = dict(failed)
     if not found.most_candidates:
         raise UserError(
-            f"{str(folder.path)!r} has no scored candidate of the test split ({found.num_rows} rows, failed: {found.failed})"
+            f"{str(folder.path)!r} has no scored candidate of the test split "
+            f"({found.num_rows} rows, failed: {found.failed})"
         )
     return found
 
 
 def read_problems(folder: StageFolder, part: int) -> list[Candidates]:
     """The test problems of one part that have candidates, in the order they stand there."""
-    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "ref_logprobs"]
+    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "ref_logprobs", "policy_logprob"]
     table = _test_rows(folder, part, [*columns, *(f"reward_{how}" for how in AGGREGATIONS)])
     sums_R, lengths_R = _sum_and_length(table.column("ref_logprobs"))
     rows = table.drop_columns("ref_logprobs").to_pylist()
     by_problem: dict[str, list[dict[str, Any]]] = {}
     for row, total, length in zip(rows, sums_R, lengths_R, strict=True):
         if _why_not(row) is None:
-            row |= {"ref_logprob_sum": total, "ref_logprob_mean": total / max(length, 1)}
+            sums = {"ref": total, "policy": row["policy_logprob"]}
+            row |= {f"{whose}_logprob_sum": value for whose, value in sums.items()}
+            row |= {f"{whose}_logprob_mean": value / max(length, 1) for whose, value in sums.items()}
             by_problem.setdefault(row["prompt_id"], []).append(row)
     return [_candidates(prompt_id, rows) for prompt_id, rows in by_problem.items()]
 
@@ -145,8 +155,8 @@ def _why_not(row: dict[str, Any]) -> str | None:
     return None if np.isfinite(rewards).all() else "reward is not a finite number"
 
 
-def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     row_of_value = pc.list_parent_indices(lists.combine_chunks()).to_numpy(zero_copy_only=False)
     values = pc.list_flatten(lists.combine_chunks()).to_numpy(zero_copy_only=False)
-    sums_R = np.bincount(row_of_value, weights=values, minlength=len(lists))
+    sums_R: NDArray[np.float64] = np.bincount(row_of_value, weights=values, minlength=len(lists)).astype(np.float64)
     return sums_R, np.bincount(row_of_value, minlength=len(lists))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import ray
@@ -12,6 +13,9 @@ from prm_ray.runlog import log
 
 _OBJECT_STORE_BYTES = 400 * 1024 * 1024
 """Enough for a local Ray: the stages hand each other files, only shard numbers and counts travel as objects."""
+
+_SHOW_RAY = "PRM_RAY_SHOW_RAY"
+"""Environment variable: set it to see what Ray and its workers print; their log files hold it anyway."""
 
 
 def start_ray(config: RunConfig) -> None:
@@ -33,13 +37,15 @@ def start_ray(config: RunConfig) -> None:
         return
     # Ray gives its workers nice 15: beside any other load they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     num_cpus = config.run.num_cpus or max(8, os.cpu_count() or 1)
     ray.init(
         address="local",
         num_cpus=num_cpus,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
-        logging_level="WARNING",
+        logging_level="ERROR",
+        log_to_driver=bool(os.environ.get(_SHOW_RAY)),
     )
 
 

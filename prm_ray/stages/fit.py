@@ -51,6 +51,8 @@ class FitPlan:
     checkpoint_every: int
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    freeze_embeddings: bool = False
+    cycles: int = 1
     num_workers: int = 1
     gpus_per_worker: float = 0
 
@@ -99,10 +101,11 @@ def _worker_loop(config: dict[str, Any]) -> None:
     steps = plan_steps(data.sizes, plan.batch_size, plan.epochs, plan.seed)
     trainer = Trainer(
         load_model(plan.model, "float32", plan.trust_remote_code),
-        Schedule(plan.lr, len(steps), plan.warmup_ratio),
+        Schedule(plan.lr, len(steps), plan.warmup_ratio, plan.cycles),
         compute_dtype=getattr(torch, plan.dtype),
         weight_decay=plan.weight_decay,
         grad_clip=plan.grad_clip,
+        freeze_embeddings=plan.freeze_embeddings,
     )
     _resume(trainer)
     measure = plan.make_held_out() if plan.make_held_out and rank == 0 else None
@@ -113,13 +116,18 @@ def _worker_loop(config: dict[str, Any]) -> None:
         batches = pack(data.groups(mine), plan.token_budget)
         result = trainer.step(batches, data.loss(mine), data.count(items))
         is_last = trainer.num_steps == len(steps)
+        if is_last:
+            trainer.use_average()
         is_checkpoint = is_last or trainer.num_steps % plan.checkpoint_every == 0
         if metrics is not None:
             held_out = measure(trainer) if measure and is_checkpoint else {}
-            metrics.write(trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out)
+            metrics.write(
+                trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out
+            )
         if is_checkpoint and not is_last:
             _checkpoint(trainer, rank, result)
     if rank == 0:
+        trainer.use_average()  # of a run that was killed behind its last step
         _save(trainer, plan)
 
 

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from prm_ray.config import RunConfig
-from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer
+from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
 from prm_ray.problems import Problem, check_disjoint, hash_problem, load_problems
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.sampler import make_sampler
@@ -22,11 +22,17 @@ _SHARDS_AT_ONCE = 2
 """While the last responses of one shard end, the next one fills the engine."""
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for bad problems, a model without tokenizer or chat template, or a sampler that cannot run."""
+    load_tasks(config)
+    model = resolve_model(config.model.name)
+    load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
+    sampler_options(config, model)
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    """Raises `UserError` for bad problems or a model without tokenizer or chat template, before an engine starts."""
     tasks = load_tasks(config)
     model = base_model_path(config)
-    load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
     options = sampler_options(config, model)
     size = config.generate.problems_per_shard
     shards = [tasks[start : start + size] for start in range(0, len(tasks), size)]

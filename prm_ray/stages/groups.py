@@ -14,6 +14,9 @@ def group_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[list[int], PromptGr
     for number, row in enumerate(rows):
         by_prompt.setdefault(row["prompt_id"], []).append(number)
     return [
-        (numbers, PromptGroup(rows[numbers[0]]["prompt_tokens"], [rows[number]["response_tokens"] for number in numbers]))
+        (
+            numbers,
+            PromptGroup(rows[numbers[0]]["prompt_tokens"], [rows[number]["response_tokens"] for number in numbers]),
+        )
         for numbers in by_prompt.values()
     ]

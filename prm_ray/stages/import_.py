@@ -74,6 +74,11 @@ class Rollouts:
     responses: list[Response]
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for a source that `run` could not read."""
+    load_rollouts(config.import_)
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     """Raises `UserError` for a source that is missing, empty, broken, or lacks a field of its layout."""
     assert config.import_.source is not None
@@ -104,14 +109,14 @@ def load_rollouts(section: ImportSection) -> list[Rollouts]:
     for number, row in enumerate(read_rows(section.source), start=1):
         where = f"row {number} of {section.source!r}"
         rollouts = _rollouts(row, fields, section, where)
-        known = problems.setdefault(rollouts.problem, rollouts)
-        if known is rollouts:
+        earlier = problems.setdefault(rollouts.problem, rollouts)
+        if earlier is rollouts:
             continue
         if section.preset != "flat":
             raise UserError(f"{where} holds the same problem as an earlier row: {rollouts.problem[:80]!r}")
-        if (known.split, known.gold_answer) != (rollouts.split, rollouts.gold_answer):
+        if (earlier.split, earlier.gold_answer) != (rollouts.split, rollouts.gold_answer):
             raise UserError(f"{where} gives its problem another split or gold answer than an earlier row does")
-        known.responses += rollouts.responses
+        earlier.responses += rollouts.responses
     return list(problems.values())
 
 

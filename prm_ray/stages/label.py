@@ -15,8 +15,12 @@ from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder, count_failures
 
 
-def run(config: RunConfig, folder: StageFolder) -> StageResult:
+def check(config: RunConfig) -> None:
     """Raises `UserError` if the judge does not load."""
+    Judge(config.label).close()
+
+
+def run(config: RunConfig, folder: StageFolder) -> StageResult:
     source = StageFolder(config.run.dir, "generate")
     map_shards(
         folder,

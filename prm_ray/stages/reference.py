@@ -1,7 +1,7 @@
 """reference: labelled responses -> tokens, step ends and the reference's log-probs of every response token.
 
-In: labels/ (all columns). Out: reference/ adds step_ends, ref_logprobs, fingerprint, token_source. Sampled token ids are
-kept as they are; a text from elsewhere is encoded here, once, and nothing behind this stage encodes again.
+In: labels/ (all columns). Out: reference/ adds step_ends, ref_logprobs, fingerprint, token_source. Sampled token ids
+are kept as they are; a text from elsewhere is encoded here, once, and nothing behind this stage encodes again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from prm_ray.config import RunConfig
-from prm_ray.errors import UserError
 from prm_ray.core.steps import step_token_ends
+from prm_ray.errors import UserError
 from prm_ray.models import (
+    check_vocabularies,
     context_length,
     decode,
     encode_prompt,
@@ -20,6 +21,7 @@ from prm_ray.models import (
     load_tokenizer,
     model_fingerprint,
     reference_model_path,
+    resolve_model,
     row_fingerprint,
     token_char_ends,
 )
@@ -36,9 +38,16 @@ def source_folder(config: RunConfig) -> StageFolder:
     return StageFolder(config.run.dir, "import" if config.import_.source else "label")
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for a model without tokenizer or chat template, or a reference that reads other token ids."""
+    policy = resolve_model(config.model.name)
+    load_tokenizer(policy, config.prompt.chat_template, config.model.trust_remote_code)
+    if config.reference.model:
+        check_vocabularies(policy, resolve_model(config.reference.model))
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     path = reference_model_path(config)
-    load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)  # says what is wrong, early
     source = source_folder(config)
     map_shards(
         folder,

@@ -1,8 +1,8 @@
-"""rerank: scores/ -> picks/. For every test problem, method and N: how often a random set of N candidates is picked right.
+"""rerank: scores/ -> picks/. For every test problem, method and N: how often the pick of N random candidates is right.
 
-Best-of-N and the oracle are exact averages over all subsets; votes are averaged over all subsets if there are few, else
-over `rerank.num_subsamples` seeded random ones, the same for every vote. A problem with fewer than N candidates uses all
-it has, so that every N is measured on the same problems.
+Best-of-N and the oracle are exact averages over all subsets. Votes are averaged over all subsets if there are few, else
+over `rerank.num_subsamples` seeded random ones, the same for every vote. A problem with fewer than N candidates uses
+all it has, so that every N is measured on the same problems.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _methods(problem: Candidates, n: int, config: RunConfig) -> Iterator[tuple[s
     """(method, accuracy, pick among all candidates) for each method."""
     correct_N, section = problem.correct_N, config.rerank
     for method in (*(f"prm_{how}" for how in section.aggregations), *BASELINES):
-        rewards_N = problem.rewards[method]
+        rewards_N = problem.pick_by(method)
         yield method, best_of_n_accuracy(rewards_N, correct_N, n), best_of_n(rewards_N)
     rng = np.random.default_rng([config.run.seed, zlib.crc32(problem.prompt_id.encode()), n])
     members_KN = subsets(len(problem), n, section.num_subsamples, rng)

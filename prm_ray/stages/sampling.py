@@ -44,7 +44,7 @@ class SamplerOptions:
     max_tokens: int
     max_model_len: int
     num_gpus: int
-    num_threads: int | None
+    num_threads: int
     seed: int
     engine_options: dict[str, Any]
 
@@ -69,10 +69,15 @@ def sampler_options(config: RunConfig, model: str) -> SamplerOptions:
         max_tokens=section.max_tokens,
         max_model_len=min(limit, context_length(model) or limit),
         num_gpus=section.gpus_per_engine,
-        num_threads=int(threads) if threads and threads.isdigit() else None,
+        num_threads=int(threads) if threads and threads.isdigit() else _cores_of_an_engine(section.num_engines),
         seed=config.run.seed,
         engine_options=section.engine_options,
     )
+
+
+def _cores_of_an_engine(num_engines: int) -> int:
+    """Engines on CPUs share this machine; more threads than cores slow each other down tenfold."""
+    return max(1, len(os.sched_getaffinity(0)) // num_engines)
 
 
 def pick_backend(config: RunConfig) -> str:

@@ -69,5 +69,6 @@ class ScoreWorker:
             for number, token_rewards_T in zip(numbers, rewards, strict=True):
                 row = rows[number]
                 row["token_rewards"] = token_rewards_T
+                row["policy_logprob"] = sum(token_rewards_T) / self._scorer.beta + sum(row["ref_logprobs"])
                 row["step_rewards"] = step_rewards(token_rewards_T, row["step_ends"])
                 row |= {f"reward_{how}": aggregate(row["step_rewards"], how) for how in AGGREGATIONS}

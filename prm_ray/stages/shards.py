@@ -101,7 +101,7 @@ def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardSta
             raise UserError(row["user_error"])
         stats = ShardStats(int(row["rows"]), json.loads(row["failed"]), int(row["tokens"]))
         tokens += stats.tokens
-        figures = {"tokens_per_s": f"{tokens / (time.monotonic() - start):.0f}"} if tokens else {}
+        figures: dict[str, Any] = {"tokens_per_s": f"{tokens / (time.monotonic() - start):.0f}"} if tokens else {}
         progress.advance(**figures)
         yield stats
 
@@ -150,7 +150,7 @@ class _ShardCalls:
 
 
 class _AsyncShardCalls(_ShardCalls):
-    async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+    async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:  # type: ignore[override]
         shard = self._begin(batch)
         if self._user_error:
             return _as_batch(ShardStats(0), self._user_error)

@@ -1,7 +1,7 @@
 """train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder with `prm.json`.
 
-In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the table,
-so a step costs the policy alone.
+In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
+table, so a step costs the policy alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, check_vocabularies, reference_model_path, write_prm_json
+from prm_ray.models import base_model_path, reference_model_path, write_prm_json
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder, read_parquet
@@ -30,9 +30,8 @@ _COLUMNS = ["prompt_id", "split", "prompt_tokens", "response_tokens", "ref_logpr
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.train
     policy, reference = base_model_path(config), reference_model_path(config)
-    check_vocabularies(policy, reference)
     table = training_rows(config)
-    data = OutcomeData(_part(table, config, held_out=False), section.beta)
+    data = _training_data(config, table)
     _check_labels(data, config)
     num_steps = len(plan_steps(data.sizes, section.batch_size, section.epochs, config.run.seed))
     fit(_plan(config, folder, policy), num_steps)
@@ -60,7 +59,9 @@ def training_rows(config: RunConfig) -> pa.Table:
     parts = []
     for index in source.finished_parts():
         part = read_parquet(source.part_path(index), _COLUMNS)
-        usable = pc.and_(pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"])))
+        usable = pc.and_(
+            pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"]))
+        )
         parts.append(part.filter(usable))
     table = pa.concat_tables(parts).select(["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"])
     if table.num_rows == 0:
@@ -78,7 +79,7 @@ def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
 
 
 def _check_labels(data: OutcomeData, config: RunConfig) -> None:
-    if len(set(data.labels)) < 2:
+    if not data.sizes or len(set(data.labels)) < 2:
         which = "right" if data.labels[0] else "wrong"
         raise UserError(
             f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
@@ -106,13 +107,16 @@ def _plan(config: RunConfig, folder: StageFolder, policy: str) -> FitPlan:
         checkpoint_every=section.checkpoint_every,
         weight_decay=section.weight_decay,
         grad_clip=section.grad_clip,
+        freeze_embeddings=section.freeze_embeddings,
+        cycles=section.cycles,
         num_workers=section.num_workers,
         gpus_per_worker=section.gpus_per_worker,
     )
 
 
-def _training_data(config: RunConfig) -> OutcomeData:
-    return OutcomeData(_part(training_rows(config), config, held_out=False), config.train.beta)
+def _training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:
+    rows = _part(training_rows(config) if table is None else table, config, held_out=False)
+    return OutcomeData(rows, config.train.beta, config.train.skip_uniform_prompts)
 
 
 def _held_out(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:

@@ -22,8 +22,7 @@ class TransformersSampler:
     """One model and `generate`, in batches of whole prompts."""
 
     def __init__(self, options: SamplerOptions):
-        if options.num_threads:
-            torch.set_num_threads(options.num_threads)
+        torch.set_num_threads(options.num_threads)
         self._options = options
         self._model: PreTrainedModel = load_model(options.model, options.dtype, options.trust_remote_code)
         tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)

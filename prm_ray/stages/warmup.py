@@ -17,6 +17,11 @@ from prm_ray.tables import StageFolder
 from prm_ray.trainingdata import SolutionData, plan_steps
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for a model without tokenizer or chat template, or problems without solutions."""
+    solution_data(config)
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.warmup
     data = solution_data(config)
@@ -37,6 +42,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
             batch_size=section.batch_size,
             token_budget=section.token_budget,
             seed=config.run.seed,
+            freeze_embeddings=section.freeze_embeddings,
             checkpoint_every=section.checkpoint_every,
             num_workers=section.num_workers,
             gpus_per_worker=section.gpus_per_worker,
@@ -52,11 +58,14 @@ def solution_data(config: RunConfig) -> SolutionData:
     tokenizer = load_tokenizer(
         resolve_model(config.model.name), config.prompt.chat_template, config.model.trust_remote_code
     )
-    problems = [problem for problem in load_problems(config, "warmup") if problem.error is None]
-    for problem in problems:
+    prompts, solutions = [], []
+    for problem in load_problems(config, "warmup"):
+        if problem.problem is None or problem.error:
+            continue
         if problem.solution is None:
-            raise UserError(f"warmup needs worked solutions: set problems.solution_field ({problem.problem!r} has none)")
-    return SolutionData(
-        [encode_prompt(tokenizer, build_messages(config.prompt, problem.problem)) for problem in problems],
-        [encode_response(tokenizer, problem.solution) for problem in problems],
-    )
+            raise UserError(
+                f"warmup needs worked solutions: set problems.solution_field ({problem.problem!r} has none)"
+            )
+        prompts.append(encode_prompt(tokenizer, build_messages(config.prompt, problem.problem)))
+        solutions.append(encode_response(tokenizer, problem.solution))
+    return SolutionData(prompts, solutions)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from prm_ray.core import logprobs
-from prm_ray.core.objectives import cross_entropy
 from prm_ray.core.logprobs import token_logprobs
+from prm_ray.core.objectives import cross_entropy
 
 
 def plain(hidden: Tensor, head: Tensor, target: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:

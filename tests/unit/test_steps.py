@@ -13,7 +13,7 @@ TEXTS = [
     "a\n\n\n\nb",  # an empty step between
     "a\nb\n\n\n",  # trailing blank lines
     "\n\n a",  # nothing before the first separator
-    "漢字\n\ném🙂\n \n𝒳",
+    "漢字\n\ném🙂\n \n\U0001d4b3",
     "\n",
     "Step 10 Step 2\n## Step 3: x\n**Step 4** y",
 ]

@@ -1,5 +1,6 @@
 """Trainer: how a step is cut into micro-batches, stopped and resumed changes nothing."""
 
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,7 +79,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(tiny_model: str
 def test_the_plan_holds_every_item_once_an_epoch_in_another_order() -> None:
     steps = plan_steps([8] * 10, batch_size=32, epochs=2, seed=0)
     assert [len(step) for step in steps] == [4, 4, 2] * 2
-    first, second = sum(steps[:3], []), sum(steps[3:], [])
+    first, second = [*chain(*steps[:3])], [*chain(*steps[3:])]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
@@ -89,7 +90,7 @@ def test_workers_share_a_step_without_overlap_even_when_there_are_more_of_them()
 
 
 def test_held_out_metrics_by_hand() -> None:
-    """Problem 0: right 1, wrong 2 (AUC 0). Problem 1: right 3, wrong -1 (AUC 1). Over all 3 of 4 pairs: 1 > -1, 3 > 2, 3 > -1."""
+    """Problem 0: right 1, wrong 2 (AUC 0). Problem 1: right 3, wrong -1 (AUC 1). Over all, 3 of 4 pairs stand right."""
     results = [(0, 1.0, True), (0, 2.0, False), (1, 3.0, True), (1, -1.0, False)]
     metrics = held_out_metrics(results)
     assert metrics["held_out_auc"] == 0.75

@@ -1,0 +1,163 @@
+"""The command `prm-ray <verb> CONFIG [section.key=value ...] [--fresh [STAGE]]`.
+
+Only argparse is imported on top: `prm-ray --help` and a wrong config answer without loading torch, Ray or pydantic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
+from prm_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from prm_ray.config import RunConfig
+
+STAGE_HELP = {
+    "warmup": "fine-tune the model on worked solutions (optional)",
+    "generate": "sample responses to the problems",
+    "label": "judge each response's final answer: right or wrong",
+    "import": "read responses and labels made elsewhere (instead of generate and label)",
+    "reference": "cut responses into steps and cache the reference log-probs",
+    "train": "train the process reward model on the labels",
+    "score": "compute step rewards and response rewards of the test candidates",
+    "rerank": "pick by best-of-N, majority vote and weighted vote",
+    "evaluate": "write the report: accuracy per method and N",
+}
+_VERBS = {
+    "run": "run all stages of a config, skipping finished ones",
+    **STAGE_HELP,
+    "serve": "serve the trained model over HTTP: /score, /rerank, /healthz",
+    "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
+}
+_ALL = "all"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `prm-ray` command. Exits with 2 on bad input, 1 on failed work, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in _VERBS:
+        _top_parser().parse_args(words)
+    verb = words[0]
+    args = _verb_parser(verb).parse_intermixed_args(_fresh_spelled_out(words[1:]))
+    with failing_in_one_line():
+        config = _config(verb, args)
+        fresh_from = _fresh_from(verb, args.fresh, config)
+        _dispatch(verb, config, fresh_from)
+
+
+def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
+    from prm_ray.runlog import set_up_logging
+
+    set_up_logging()
+    if verb == "serve":
+        from prm_ray.serve import server
+
+        server.run(config)
+        return
+    from prm_ray.stages import pipeline
+
+    if fresh_from:
+        pipeline.clear_from(config, fresh_from)
+    if verb == "demo":
+        from prm_ray import demo
+
+        demo.run(config)
+    elif verb == "run":
+        pipeline.run_all(config)
+    else:
+        pipeline.run_stage(config, verb)
+
+
+def _config(verb: str, args: argparse.Namespace) -> RunConfig:
+    from prm_ray.config import load_config
+
+    return load_config(shipped_config("demo") if verb == "demo" else args.config, args.overrides)
+
+
+def shipped_config(name: str) -> Path:
+    """Path of a config that comes with the software: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise UserError(f"configs/{name}.toml is neither in {str(package)!r} nor beside it: the installation is incomplete")
+
+
+def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
+    """The first stage to redo. A plain `--fresh` means this verb's own stage, or all stages for `run` and `demo`."""
+    if fresh == _ALL:
+        return verb if verb in STAGE_HELP else config.stages()[0]
+    return fresh
+
+
+def _fresh_spelled_out(words: list[str]) -> list[str]:
+    """`--fresh train` -> `--fresh=train`, and `--fresh` before anything that is no stage -> `--fresh=all`.
+
+    Otherwise argparse would take the config or an override behind a plain `--fresh` for the name of a stage.
+    """
+    spelled: list[str] = []
+    for word in words:
+        if spelled and spelled[-1] == "--fresh":
+            spelled[-1] = f"--fresh={word if word in STAGE_HELP else _ALL}"
+            if word in STAGE_HELP:
+                continue
+        spelled.append(word)
+    return spelled
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    lines = [f"  {verb:<10} {text}" for verb, text in _VERBS.items()]
+    parser = Parser(
+        "prm-ray",
+        "Process reward models from outcome labels only: made, trained, evaluated and served on Ray.\n\n"
+        "verbs, in the order of a run:\n" + "\n".join(lines),
+        "examples:\n"
+        "  prm-ray demo                                        everything, with a small real model, on this machine\n"
+        "  prm-ray run configs/debug.toml                      all stages; run it again to go on after a kill\n"
+        "  prm-ray train configs/debug.toml train.beta=0.1     one stage with one value changed\n"
+        "  prm-ray run configs/debug.toml --fresh train        redo train and everything after it\n"
+        "  prm-ray serve configs/debug.toml serve.port=9000    the trained model over HTTP\n",
+    )
+    parser.usage = "prm-ray VERB CONFIG [section.key=value ...] [--fresh [STAGE]]"
+    parser.add_argument(
+        "verb", metavar="VERB", choices=list(_VERBS), help="one of the verbs above; VERB --help says more"
+    )
+    parser.add_argument("--version", action="version", version=f"prm-ray {_version()}")
+    return parser
+
+
+def _verb_parser(verb: str) -> argparse.ArgumentParser:
+    example = "demo" if verb == "demo" else f"{verb} configs/debug.toml"
+    parser = Parser(f"prm-ray {verb}", _VERBS[verb].capitalize() + ".", f"example:\n  prm-ray {example} run.seed=1\n")
+    if verb == "demo":
+        add_overrides(parser)
+    else:
+        add_config_arguments(parser)
+    if verb == "serve":
+        parser.set_defaults(fresh=None)
+        return parser
+    parser.add_argument(
+        "--fresh",
+        metavar="STAGE",
+        nargs="?",
+        const=_ALL,
+        choices=[_ALL, *STAGE_HELP],
+        help="first remove the results of STAGE and all later stages "
+        f"(without STAGE: {'from this stage on' if verb in STAGE_HELP else 'all of them'})",
+    )
+    return parser
+
+
+def _version() -> str:
+    from prm_ray.stages.provenance import package_version
+
+    return package_version()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What the CLI and the jobs share: reading a command line, and failing in one line with the right exit code.
+
+Nothing heavy is imported on top, so that `--help` and a wrong config answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from prm_ray.errors import NonFiniteLossError, UserError
+
+if TYPE_CHECKING:
+    from prm_ray.config import RunConfig
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one line."""
+
+    def __init__(self, prog: str, description: str | None, epilog: str | None = None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace(", section.key=value", "")  # argparse counts it as required, which it is not
+        _fail(2, f"{message} (see {self.prog} --help)")
+
+
+def read_command_line(description: str | None, argv: Sequence[str] | None = None) -> RunConfig:
+    """Parse `CONFIG [section.key=value ...]` of a job. A mistake ends the process with one line and exit code 2."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", "job")
+    parser = Parser(f"python -m {module}", description)
+    add_config_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    with failing_in_one_line():
+        from prm_ray.config import load_config
+        from prm_ray.runlog import set_up_logging
+
+        set_up_logging()
+        return load_config(args.config, args.overrides)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="TOML file of the run")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", help="replace one value of the file, e.g. train.beta=0.1"
+    )
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Turn the failures a user can do something about into one line on stderr.
+
+    Exit codes: 2 = bad input, 1 = the work failed, 130 = interrupted. Anything unknown keeps its traceback (and exits
+    with 1): there the place in the code is what helps.
+    """
+    try:
+        yield
+    except UserError as error:
+        _fail(2, str(error))
+    except NonFiniteLossError as error:
+        _fail(1, str(error))
+    except KeyboardInterrupt:
+        _fail(130, "interrupted; what is finished is kept, and the same command (without --fresh) goes on from there")
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    print(f"prm-ray: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,159 @@
+"""Starts and stops the server: checks what can be checked on the driver, deploys, waits until it answers."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import re
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import LoggingConfig
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
+from prm_ray.models import read_prm_json, resolve_model
+from prm_ray.runlog import log
+from prm_ray.stages.cluster import start_ray
+from prm_ray.stages.pipeline import cause_in_traceback
+from prm_ray.tables import StageFolder
+
+_REQUEST_TIMEOUT_SECONDS = 600
+_ANSWERS_WITHIN_SECONDS = 60
+_QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def run(config: RunConfig) -> None:
+    """Serve the trained model of a run until Ctrl-C or SIGTERM (which `ray job stop` sends)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    base_url = start(config)
+    body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
+    log.info("serving at %s, stop with Ctrl-C; try:\n  curl %s/rerank --json '%s'", base_url, base_url, body)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        log.info("stopping")
+    finally:
+        stop()
+
+
+def start(config: RunConfig) -> str:
+    """Deploy and return the base URL once the server answers.
+
+    Raises `UserError`, before anything heavy starts where that is possible, if there is no trained model, the address
+    cannot be used, or the model does not load.
+    """
+    checkpoint = _checkpoint(config)
+    host, port = config.serve.host, config.serve.port
+    is_loopback = _is_loopback(host)
+    _check_address(host, port)
+    if not is_loopback:
+        log.warning(
+            "WARNING: serve.host is %s: everyone who reaches this machine on port %d can use the server, "
+            "there is no authentication. Put it behind a gateway that has one.",
+            host,
+            port,
+        )
+    start_ray(config)
+    from prm_ray.serve.app import APP_NAME, build  # loads torch, which a wrong config should not wait for
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(
+        proxy_location="HeadOnly" if is_loopback else "EveryNode",
+        http_options={"host": host, "port": port, "request_timeout_s": _REQUEST_TIMEOUT_SECONDS},
+        logging_config=_QUIET,
+    )
+    log.info("loading %s into %d replica(s)", checkpoint, config.serve.num_replicas)
+    try:
+        serve.run(build(config, str(checkpoint)), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
+    except (RuntimeError, RayServeException) as error:
+        text = f"{error}\n{_replica_messages()}"
+        stop()
+        reason = _last_error(text)
+        raise cause_in_traceback(text) or UserError(
+            f"the model in {str(checkpoint)!r} did not load: {reason}"
+        ) from None
+    except BaseException:  # interrupted while loading: leave nothing running
+        stop()
+        raise
+    base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    _wait_until_it_answers(base_url)
+    return base_url
+
+
+def stop() -> None:
+    """Shut Serve down, on this cluster as a whole. Ray itself goes on."""
+    serve.shutdown()
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _checkpoint(config: RunConfig) -> Path:
+    """The trained model's folder; that it and its reference are there is seen here, not by a dying replica."""
+    folder = StageFolder(config.run.dir, "train")
+    folder.manifest()
+    resolve_model(str(folder.path.resolve()))
+    resolve_model(str(read_prm_json(folder.path)["reference"]))
+    return folder.path.resolve()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_address(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"serve.host {host!r} with serve.port {port} cannot be used: {error.strerror}") from None
+
+
+def _wait_until_it_answers(base_url: str) -> None:
+    """The proxy may lag behind the application a moment; an older Serve on this cluster keeps its own address."""
+    give_up = time.monotonic() + _ANSWERS_WITHIN_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{base_url}/healthz", timeout=5) as reply:
+                reply.read()
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > give_up:
+                raise UserError(
+                    f"{base_url}/healthz does not answer ({error}): does another Serve run on this cluster?"
+                ) from None
+            time.sleep(0.2)
+
+
+def _replica_messages() -> str:
+    """What the deployments say about themselves: here, not in the exception, lies a replica's traceback."""
+    applications = serve.status().applications.values()
+    return "\n".join(state.message for app in applications for state in app.deployments.values())
+
+
+def _last_error(text: str) -> str:
+    """The line that names the error in the last traceback of the text."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt): ", line)), lines[0])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,166 @@
+"""Runs stages: checks what they build on, starts Ray where it is needed, records what came out.
+
+A stage is a module with `run(config, folder) -> StageResult`. All about order, staleness and manifests is here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import NonFiniteLossError, UserError
+from prm_ray.runlog import log
+from prm_ray.stages.provenance import code_revision, versions
+from prm_ray.stages.result import StageResult
+from prm_ray.tables import StageFolder
+
+_WITHOUT_RAY = ("rerank", "evaluate")
+_OURS_IN_TRACEBACK = re.compile(r"^\s*prm_ray\.errors\.(UserError|NonFiniteLossError): (.+)$", re.MULTILINE)
+
+
+def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Run every stage of the config that is not finished; return stage -> manifest.
+
+    Raises `UserError` before any work if a folder was made with other settings.
+    """
+    for stage in config.stages():
+        StageFolder(config.run.dir, stage).check_identity(_identity(config, stage))
+    for stage in config.stages():
+        if not StageFolder(config.run.dir, stage).is_done():
+            _check_inputs(config, stage)
+    return {stage: run_stage(config, stage) for stage in config.stages()}
+
+
+def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
+    """Run one stage, or nothing if it is finished; return its manifest.
+
+    Raises `UserError` if the run has no such stage, an earlier one is not finished, or a folder was made with other
+    settings: all before Ray starts. Failures inside Ray come out as the `UserError` or `NonFiniteLossError` they were.
+    """
+    _check_belongs(config, stage)
+    _check_upstream(config, stage)
+    folder, identity = StageFolder(config.run.dir, stage), _identity(config, stage)
+    folder.check_identity(identity)
+    if folder.is_done():
+        log.info("%-9s already done in %s", stage, folder.path)
+        return folder.manifest()
+    module = _module(stage)
+    _check_inputs(config, stage)
+    if stage not in _WITHOUT_RAY:
+        from prm_ray.stages.cluster import start_ray
+
+        start_ray(config)
+    resumed = folder.path.is_dir()
+    folder.begin(identity)
+    log.info("%-9s %s in %s", stage, "goes on" if resumed else "starts", folder.path)
+    start = time.monotonic()
+    try:
+        result = module.run(config, folder)
+    except Exception as error:  # Ray wraps a worker's exception in many types; the known cause in it is what helps
+        cause = known_cause(error)
+        if cause is None or cause is error:
+            raise
+        raise cause from error
+    manifest = _manifest(stage, identity, result, time.monotonic() - start) | {"resumed": resumed}
+    folder.finish(manifest)
+    _log_result(stage, result, manifest["seconds"])
+    return folder.manifest()
+
+
+def clear_from(config: RunConfig, stage: str) -> None:
+    """Remove the folders of this stage and all later ones, last first: a kill half-way leaves a shorter, sound run.
+
+    Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
+    """
+    _check_belongs(config, stage)
+    stages = config.stages()
+    for earlier in stages[: stages.index(stage)]:
+        StageFolder(config.run.dir, earlier).check_identity(_identity(config, earlier))
+    for later in reversed(stages[stages.index(stage) :]):
+        folder = StageFolder(config.run.dir, later)
+        if folder.path.exists():
+            log.info("%-9s removing %s", later, folder.path)
+            folder.clear()
+
+
+def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
+    """The plain failure of ours inside what Ray made of it, or None."""
+    if type(error) is UserError or type(error) is NonFiniteLossError:
+        return error
+    return cause_in_traceback(str(error))
+
+
+def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
+    """The last failure of ours that a traceback shows.
+
+    Of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray keeps only the text; in the
+    other cases (tasks, Ray Train) the text shows it too.
+    """
+    found = _OURS_IN_TRACEBACK.findall(text)
+    if not found:
+        return None
+    name, message = found[-1]
+    return UserError(message) if name == "UserError" else NonFiniteLossError(message)
+
+
+def _module(stage: str) -> ModuleType:
+    return importlib.import_module(f"prm_ray.stages.{'import_' if stage == 'import' else stage}")
+
+
+def _check_inputs(config: RunConfig, stage: str) -> None:
+    """What a stage takes from outside the run (files, models, judges), before Ray starts or an earlier stage works."""
+    check = getattr(_module(stage), "check", None)
+    if check is not None:
+        check(config)
+
+
+def _check_belongs(config: RunConfig, stage: str) -> None:
+    if stage not in config.stages():
+        reasons = {"import": "import.source is not set", "warmup": "warmup.enabled is false"}
+        reason = reasons.get(stage, "import.source is set, so responses and labels come from there")
+        raise UserError(f"this run has no {stage} stage: {reason}")
+
+
+def _check_upstream(config: RunConfig, stage: str) -> None:
+    stages = config.stages()
+    for earlier in stages[: stages.index(stage)]:
+        folder = StageFolder(config.run.dir, earlier)
+        folder.manifest()
+        folder.check_identity(_identity(config, earlier))
+
+
+def _identity(config: RunConfig, stage: str) -> dict[str, Any]:
+    """The settings behind a stage, and when the stage before it finished: what was redone upstream is noticed too."""
+    stages = config.stages()
+    identity = config.identity(stage)
+    if index := stages.index(stage):
+        before = StageFolder(config.run.dir, stages[index - 1])
+        identity[f"{before.stage}.finished_at"] = before.manifest()["finished_at"] if before.is_done() else None
+    return identity
+
+
+def _manifest(stage: str, identity: dict[str, Any], result: StageResult, seconds: float) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "identity": identity,
+        "code_revision": code_revision(),
+        "versions": versions(),
+        "rows_in": result.rows_in,
+        "rows_out": result.rows_out,
+        "failed": result.failed,
+        "seconds": round(seconds, 2),
+        "tokens": result.tokens,
+        "details": result.details,
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def _log_result(stage: str, result: StageResult, seconds: float) -> None:
+    failed = ", ".join(f"{count} {reason}" for reason, count in sorted(result.failed.items())) or "none"
+    rows = f"{result.rows_in} rows in, {result.rows_out} rows out"
+    log.info("%-9s done in %.1f s: %s, failed: %s", stage, seconds, rows, failed)

@@ -1,0 +1,115 @@
+"""Words, tables and the page of a report. Figures come from `measure`, the page's frame is `report.html.jinja`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prm_ray.errors import UserError
+from prm_ray.stages.measure import PASS_AT_1
+from prm_ray.stages.plots import chart, label_of
+
+TEMPLATE = "report.html.jinja"
+_NONE = "n/a"
+
+
+def headline(report: dict[str, Any]) -> str:
+    """One honest sentence: what picking by the PRM reaches, and whether that differs from a sample and a vote."""
+    n, method = str(report["sizes"][-1]), f"prm_{report['aggregation']}"
+    figures = report["accuracy"][method][n]
+    against_sample = _verdict(report["against_pass@1"][method][n]["difference"], "one sample", report[PASS_AT_1])
+    majority = report["accuracy"]["majority"][n]
+    against_vote = _verdict(report["against_majority"][method][n]["difference"], f"a majority vote of {n}", majority)
+    return (
+        f"Picking the best of {n} candidates by the PRM answers {percent(figures['value'])} of "
+        f"{report['num_problems']} test problems right {bracket(figures)}: {against_sample}, and {against_vote}."
+    )
+
+
+def _verdict(difference: dict[str, float], other: str, figures: dict[str, float]) -> str:
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    points = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    against = f"{other} ({percent(figures['value'])})"
+    if low > 0:
+        return f"better than {against} by {points}"
+    if high < 0:
+        return f"worse than {against} by {points}"
+    return f"not distinguishable from {against}, {points}"
+
+
+def text_table(report: dict[str, Any]) -> str:
+    """The table of methods and N for a terminal."""
+    sizes = [str(n) for n in report["sizes"]]
+    head = f"{'% right [95 % interval]':<28}" + "".join(f"{'N = ' + n:>20}" for n in sizes)
+    lines = [head, "-" * len(head), f"{label_of(PASS_AT_1):<28}{_cell(report[PASS_AT_1]):>20}"]
+    for method, figures in report["accuracy"].items():
+        lines.append(f"{label_of(method):<28}" + "".join(f"{_cell(figures[n]):>20}" for n in sizes))
+    return "\n".join(lines)
+
+
+def write_page(report: dict[str, Any], examples: list[dict[str, Any]], path: Path) -> None:
+    """report.html: one file, nothing loaded from elsewhere, everything escaped."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise UserError("the report needs jinja2, which is not installed: pip install jinja2") from None
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of, "count": _count}
+    page = environment.get_template(TEMPLATE).render(
+        report=report,
+        chart=chart(report),
+        tiles=_tiles(report),
+        best=_best(report),
+        examples=examples,
+        reward_scale=_reward_scale(examples),
+        config_text=json.dumps(report["config"], indent=2),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.1f} %"
+
+
+def bracket(figures: Mapping[str, float | None]) -> str:
+    low, high = figures["low"], figures["high"]
+    return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _cell(figures: dict[str, float]) -> str:
+    return f"{100 * figures['value']:.1f} {bracket(figures)}"
+
+
+def _count(number: float | None) -> str:
+    return _NONE if number is None else f"{number:,.0f}"
+
+
+def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:
+    n, how = str(report["sizes"][-1]), report["aggregation"]
+    tiles = [{"label": label_of(PASS_AT_1), "css": "c-base", "figures": report[PASS_AT_1]}]
+    shown = {f"prm_{how}": "c-prm", f"weighted_{how}": "c-vote", "majority": "c-majority", "oracle": "c-oracle"}
+    for method, css in shown.items():
+        label = f"{label_of(method)}, N\u00a0=\u00a0{n}"
+        tiles.append({"label": label, "css": css, "figures": report["accuracy"][method][n]})
+    return tiles
+
+
+def _best(report: dict[str, Any]) -> dict[str, float]:
+    """Highest accuracy at each N, the oracle left out; rounded as it is shown."""
+    methods = [figures for method, figures in report["accuracy"].items() if method != "oracle"]
+    return {str(n): max(round(figures[str(n)]["value"], 3) for figures in methods) for n in report["sizes"]}
+
+
+def _reward_scale(examples: list[dict[str, Any]]) -> float:
+    """The step reward that gets the full colour: the 90th percentile of those shown, by size."""
+    candidates = [candidate for example in examples for candidate in example["candidates"]]
+    sizes = sorted(abs(step["reward"]) for candidate in candidates for step in candidate["steps"])
+    return (sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0) or 1.0

@@ -1,0 +1,106 @@
+"""SIGKILL of the driver in the middle of reference and of train; the same command goes on and loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prm_ray.tables import StageFolder
+from tests.tables_by_hand import tiny_config, write_reference_table
+
+DRIVER = """
+import sys, pickle
+config, stage = pickle.load(open(sys.argv[1], "rb"))
+from prm_ray.stages.cluster import start_ray
+from prm_ray.tables import StageFolder
+start_ray(config)
+module = __import__(f"prm_ray.stages.{stage}", fromlist=["run"])
+folder = StageFolder(config.run.dir, stage)
+folder.path.mkdir(parents=True, exist_ok=True)
+module.run(config, folder)
+"""
+
+
+def start_driver(tmp_path: Path, config, stage: str) -> subprocess.Popen:
+    import pickle
+
+    arguments = tmp_path / "arguments.pickle"
+    arguments.write_bytes(pickle.dumps((config, stage)))
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(arguments)])
+
+
+def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """SIGKILL the driver once the condition holds, then what it leaves behind: its own Ray, by pid."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
+        assert time.monotonic() < deadline, "the condition never came"
+        time.sleep(0.02)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    for process in children:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(children, timeout=60)
+
+
+def read_metrics(folder: StageFolder) -> list[dict]:
+    path = folder.path / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def losses(folder: StageFolder) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(folder)]
+
+
+@pytest.fixture
+def config(tiny_model: str, tmp_path: Path):
+    settings = {"epochs": 30, "checkpoint_every": 4, "validation_fraction": 0.0}
+    return tiny_config(tmp_path / "run", tiny_model, train=settings)
+
+
+def test_training_goes_on_from_its_checkpoint_with_the_same_losses(config, tmp_path: Path, tiny_model: str) -> None:
+    write_reference_table(config)
+    folder = StageFolder(config.run.dir, "train")
+    kill_when(start_driver(tmp_path, config, "train"), lambda: len(losses(folder)) >= 20)
+    before = losses(folder)
+    assert len(before) < 150, "the run was over before it was killed"
+    assert start_driver(tmp_path, config, "train").wait() == 0
+    whole = tiny_config(tmp_path / "whole", tiny_model, train=config.train.model_dump())
+    write_reference_table(whole)
+    assert start_driver(tmp_path, whole, "train").wait() == 0
+    assert losses(folder) == losses(StageFolder(whole.run.dir, "train"))
+    resumed_at = next(line["time"] for line in read_metrics(folder) if line["step"] > before[-1][0])
+    kept = [line for line in read_metrics(folder) if line["time"] < resumed_at - 5]
+    assert len(kept) >= 16, "the second start did not go on from a checkpoint"
+
+
+def test_reference_keeps_finished_parts_and_doubles_nothing(config, tmp_path: Path) -> None:
+    write_labels(config, num_parts=40)
+    folder = StageFolder(config.run.dir, "reference")
+    kill_when(start_driver(tmp_path, config, "reference"), lambda: len(folder.finished_parts()) >= 3)
+    kept = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
+    assert len(kept) < 40, "the stage was over before it was killed"
+    assert start_driver(tmp_path, config, "reference").wait() == 0
+    assert {index: folder.part_path(index).stat().st_mtime_ns for index in kept} == kept
+    rows = [(row["prompt_id"], row["sample_index"]) for row in folder.rows(["prompt_id", "sample_index"])]
+    assert len(set(rows)) == len(rows) == 40 * 8
+
+
+def write_labels(config, num_parts: int) -> None:
+    """Labels with texts from elsewhere, so that reference has to encode them too."""
+    folder = StageFolder(config.run.dir, "label")
+    folder.path.mkdir(parents=True)
+    for part in range(num_parts):
+        row = {"split": "train", "correct": True, "messages": [{"role": "user", "content": f"{part}"}]}
+        texts = [f"{part}+{sample}\nx" * 20 for sample in range(8)]
+        rows = [row | {"prompt_id": f"p{part}", "sample_index": s, "text": text} for s, text in enumerate(texts)]
+        folder.write_part(part, rows)

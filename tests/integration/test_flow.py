@@ -1,0 +1,77 @@
+"""All stages on a tiny model, from problems to report, and what a second start does."""
+
+from pathlib import Path
+
+import pytest
+
+from prm_ray.config import RunConfig
+from prm_ray.models import encode_response
+from prm_ray.scorer import Scorer
+from prm_ray.stages import pipeline
+from prm_ray.tables import StageFolder
+from tests.tables_by_hand import tiny_config
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = tiny_config(
+        tmp_path_factory.mktemp("flow"),
+        tiny_model,
+        warmup={"enabled": True, "num_problems": 16, "batch_size": 8, "lr": 1e-3},
+        train={"lr": 1e-3, "validation_fraction": 0.0},
+    )
+    pipeline.run_all(config)
+    return config
+
+
+def test_every_prompt_and_sample_is_in_every_table_once(finished: RunConfig) -> None:
+    for stage, num_problems in (("generate", 16), ("label", 16), ("reference", 16), ("score", 4)):
+        rows = list(StageFolder(finished.run.dir, stage).rows(["prompt_id", "sample_index"]))
+        assert len({(row["prompt_id"], row["sample_index"]) for row in rows}) == len(rows) == 4 * num_problems
+
+
+def test_the_scored_token_ids_are_the_sampled_ones(finished: RunConfig) -> None:
+    columns = ["prompt_id", "sample_index", "prompt_tokens", "response_tokens"]
+    sampled = list(StageFolder(finished.run.dir, "generate").rows(columns))
+    for row in StageFolder(finished.run.dir, "score").rows(columns):
+        assert row in sampled
+
+
+def test_step_rewards_in_the_table_add_up(finished: RunConfig) -> None:
+    for row in StageFolder(finished.run.dir, "score").rows():
+        assert len(row["token_rewards"]) == len(row["response_tokens"]) == len(row["ref_logprobs"])
+        assert sum(row["step_rewards"]) == pytest.approx(row["reward_sum"], abs=1e-5)
+        assert sum(row["token_rewards"]) == pytest.approx(row["reward_sum"], abs=1e-5)
+
+
+def test_the_library_gives_the_rewards_of_the_batch_stage(finished: RunConfig) -> None:
+    checkpoint = StageFolder(finished.run.dir, "train").path
+    scorer = Scorer.from_pretrained(checkpoint, dtype="float32")
+    num_compared = 0
+    for row in StageFolder(finished.run.dir, "score").rows():
+        spelt_the_same = encode_response(scorer.tokenizer, row["text"]) == row["response_tokens"]
+        if spelt_the_same and row["finish_reason"] == "stop":
+            (scored,) = scorer.score(row["problem"], [row["text"]])
+            assert scored.rewards["sum"] == pytest.approx(row["reward_sum"], abs=1e-5)
+            assert scored.step_rewards == pytest.approx(row["step_rewards"], abs=1e-5)
+            num_compared += 1
+    assert num_compared > 0
+
+
+def test_a_second_start_does_nothing(finished: RunConfig) -> None:
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path(finished.run.dir).rglob("*") if path.is_file()}
+
+    before = times()
+    pipeline.run_all(finished)
+    assert times() == before
+
+
+def test_the_untrained_policy_scores_exactly_zero(finished: RunConfig) -> None:
+    """A checkpoint that was never moved: rewards against the cached reference are exactly 0, not nearly."""
+    warmed_up = str(StageFolder(finished.run.dir, "warmup").path)
+    scorer = Scorer.from_pretrained(warmed_up, warmed_up, dtype="float32", beta=1.0)
+    for scored in scorer.score("1+2", ["3", "4\n5"]):
+        assert set(scored.token_rewards) == {0.0}

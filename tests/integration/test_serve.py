@@ -1,0 +1,212 @@
+"""The real server over HTTP, with a small untrained model: rewards, limits, refusals, load."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from prm_ray.config import RunConfig, load_config
+from prm_ray.errors import UserError
+from prm_ray.models import resolve_model, write_prm_json
+from prm_ray.scorer import Scorer
+from prm_ray.serve import server
+from prm_ray.tables import StageFolder
+
+PROBLEM = "12 + 45 - 8"
+RESPONSES = ["12 + 45 = 57\n57 - 8 = 49\nAnswer: 49", "12 + 45 = 58\n58 - 8 = 50\nAnswer: 50", "Answer: 1"]
+
+
+@dataclass
+class Reply:
+    status: int
+    body: Any
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def save_small_model(folder: Path, seed: int) -> None:
+    """Two layers with random weights behind the tokenizer and chat template of the embedded model."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct"))
+    torch.manual_seed(seed)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.2, **size)
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_run(run_dir: Path, **serve: Any) -> RunConfig:
+    """A run that ends with a trained model: the folder the train stage leaves behind."""
+    folder = StageFolder(run_dir, "train")
+    save_small_model(run_dir / "reference_model", seed=0)
+    save_small_model(folder.path, seed=1)
+    facts = {"objective": "ce", "beta": 0.1, "reference": str(run_dir / "reference_model"), "step_rule": "newline"}
+    write_prm_json(folder.path, facts)
+    folder.finish({"stage": "train"})
+    path = run_dir / "run.toml"
+    path.write_text("[model]\ndtype = 'float32'\n")
+    overrides = {"max_candidates": 8, "max_tokens": 2000, "port": server.free_port(), **serve}
+    values = [f"serve.{key}={value}" for key, value in overrides.items()]
+    return load_config(path, [f"run.dir={run_dir}", *values])
+
+
+@pytest.fixture(scope="module")
+def run_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return make_run(tmp_path_factory.mktemp("run"), max_queued_requests=2)
+
+
+@pytest.fixture(scope="module")
+def url(run_config: RunConfig) -> Iterator[str]:
+    yield server.start(run_config)
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def scorer(run_config: RunConfig) -> Scorer:
+    return Scorer.from_pretrained(StageFolder(run_config.run.dir, "train").path, dtype="float32")
+
+
+def call(url: str, body: Any = None) -> Reply:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return Reply(reply.status, json.load(reply))
+    except urllib.error.HTTPError as error:
+        return Reply(error.code, json.load(error), {name.lower(): value for name, value in error.headers.items()})
+
+
+def test_a_model_that_does_not_load_is_one_line_and_leaves_no_server(tmp_path: Path):
+    """Runs before the fixture `url` starts the server that the other tests share."""
+    config = make_run(tmp_path)
+    (StageFolder(tmp_path, "train").path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"^(the )?model .*load: .*header too large$"):
+        server.start(config)
+    with pytest.raises(urllib.error.URLError):
+        call(f"http://127.0.0.1:{config.serve.port}/healthz")
+
+
+def test_a_missing_reference_model_is_named_before_anything_starts(tmp_path: Path):
+    config = make_run(tmp_path)
+    (tmp_path / "reference_model").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"model '.*reference_model' does not exist"):
+        server.start(config)
+
+
+def test_the_served_rewards_are_the_scorers_rewards(url: str, scorer: Scorer):
+    reply = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES})
+    assert reply.status == 200
+    for served, ours in zip(reply.body["results"], scorer.score(PROBLEM, RESPONSES), strict=True):
+        assert served["rewards"] == pytest.approx(ours.rewards, abs=1e-6)
+        assert served["step_rewards"] == pytest.approx(ours.step_rewards, abs=1e-6)
+        assert served["steps"] == ours.steps
+        assert sum(served["step_rewards"]) == pytest.approx(served["rewards"]["sum"], abs=1e-5)
+
+
+def test_usage_counts_the_prompt_once(url: str, scorer: Scorer):
+    body = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body
+    response_tokens = sum(item["num_tokens"] for item in body["results"])
+    assert body["usage"]["total_tokens"] == scorer.count_tokens(PROBLEM, RESPONSES)
+    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] - response_tokens > 0
+
+
+def test_a_chat_scores_like_the_problem_it_holds(url: str):
+    chat = [{"role": "user", "content": PROBLEM}]
+    as_chat = call(f"{url}/score", {"messages": chat, "responses": RESPONSES}).body["results"]
+    assert as_chat == call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body["results"]
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "mean", "min", "last"])
+def test_rerank_sorts_by_the_chosen_aggregation(url: str, scorer: Scorer, aggregation: str):
+    reply = call(f"{url}/rerank", {"query": PROBLEM, "documents": RESPONSES, "aggregation": aggregation}).body
+    rewards = [response.rewards[aggregation] for response in scorer.score(PROBLEM, RESPONSES)]
+    order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
+    assert [item["index"] for item in reply["results"]] == order
+    assert [item["relevance_score"] for item in reply["results"]] == pytest.approx(
+        [rewards[i] for i in order], abs=1e-6
+    )
+    assert [item["document"]["text"] for item in reply["results"]] == [RESPONSES[i] for i in order]
+    assert reply["aggregation"] == aggregation
+
+
+def test_the_order_of_candidates_changes_no_reward(url: str):
+    forward = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body["results"]
+    backward = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES[::-1]}).body["results"]
+    for one, other in zip(forward, reversed(backward), strict=True):
+        assert one["step_rewards"] == pytest.approx(other["step_rewards"], abs=1e-4)
+
+
+def test_an_empty_response_has_an_error_and_no_number_and_ranks_last(url: str):
+    reply = call(f"{url}/rerank", {"query": PROBLEM, "documents": ["", RESPONSES[0], " \n"]})
+    assert reply.status == 200
+    assert [item["index"] for item in reply.body["results"]] == [1, 0, 2]
+    for item in reply.body["results"][1:]:
+        assert item["error"]["type"] == "empty_response"
+        assert item["relevance_score"] is None and item["step_rewards"] is None
+
+
+@pytest.mark.parametrize(
+    ("responses", "numbers"),
+    [
+        (["x"] * 9, ("9 responses", "at most 8")),
+        (["1 + 1 = 2\n" * 60] * 8, (" tokens, at most 2000",)),
+        (["1 + 1 = 2\n" * 60], (" tokens, the model reads at most 256",)),
+    ],
+)
+def test_too_much_is_413_with_the_numbers(url: str, responses: list[str], numbers: tuple[str, ...]):
+    reply = call(f"{url}/score", {"problem": PROBLEM, "responses": responses})
+    assert reply.status == 413
+    assert all(number in reply.body["error"]["message"] for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("score", {"problem": PROBLEM}, "responses: Field required"),
+        ("score", {"problem": PROBLEM, "responses": "one text"}, "responses: Input should be a valid list"),
+        ("rerank", {"query": PROBLEM, "documents": ["a"], "aggregation": "best"}, "aggregation: Input should be"),
+        ("rerank", {"documents": ["a"]}, "give either problem (or query) or messages"),
+    ],
+)
+def test_a_wrong_request_is_422_and_names_the_field(url: str, path: str, body: dict, message: str):
+    reply = call(f"{url}/{path}", body)
+    assert reply.status == 422
+    assert message in reply.body["error"]["message"]
+
+
+def test_healthz_names_the_model_and_counts_replicas(url: str, run_config: RunConfig):
+    reply = call(f"{url}/healthz")
+    assert reply.status == 200
+    assert reply.body == {"status": "ok", "model": run_config.run.dir.name, "replicas": 1}
+
+
+def test_under_overload_some_are_served_the_rest_are_503_and_health_answers(url: str, scorer: Scorer):
+    """One replica, room for 4 + 2 requests, 40 at once; each takes a while because it has eight long responses."""
+    body = {"problem": PROBLEM, "responses": [f"{number} = " + "1 + 1 + " * 25 for number in range(8)]}
+    healthy = threading.Event()
+    with ThreadPoolExecutor(41) as pool:
+        replies = [pool.submit(call, f"{url}/score", body) for _ in range(40)]
+        if call(f"{url}/healthz").status == 200:
+            healthy.set()
+        statuses = [reply.result() for reply in replies]
+    assert healthy.is_set()
+    assert {reply.status for reply in statuses} == {200, 503}
+    refused = next(reply for reply in statuses if reply.status == 503)
+    assert refused.headers["retry-after"] == "2" and refused.body["error"]["type"] == "overloaded"
+    expected = [response.rewards["sum"] for response in scorer.score(PROBLEM, body["responses"])]
+    for reply in statuses:
+        if reply.status == 200:
+            assert [item["rewards"]["sum"] for item in reply.body["results"]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(run_config: RunConfig, url: str):
+    with pytest.raises(UserError, match=rf"serve.port {run_config.serve.port} cannot be used: Address already in use"):
+        server.start(run_config)
+    assert call(f"{url}/healthz").status == 200

@@ -1,0 +1,51 @@
+"""A small labelled table with reference log-probs, made without the stages before it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from prm_ray.config import RunConfig
+from prm_ray.models import load_model
+from prm_ray.scorer import group_logprobs
+from prm_ray.stages.groups import group_rows
+from prm_ray.tables import StageFolder
+
+
+def tiny_config(run_dir: Path, model: str, **sections: dict[str, Any]) -> RunConfig:
+    base: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(run_dir)},
+        "model": {"name": model, "dtype": "float32"},
+        "generate": {"backend": "transformers", "num_samples": 4, "max_tokens": 12, "problems_per_shard": 4},
+        "problems": {"num_train": 12, "num_test": 4},
+        "label": {"judge": "tests.judges:even_length"},
+        "reference": {"step_rule": "newline"},
+        "train": {"lr": 1e-2, "beta": 0.5, "batch_size": 8, "checkpoint_every": 2, "validation_fraction": 0.2},
+        "rerank": {"sizes": [1, 2, 4]},
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return RunConfig.model_validate(base)
+
+
+def write_reference_table(config: RunConfig, num_prompts: int = 10, num_samples: int = 4) -> StageFolder:
+    """Random prompts and responses; a response is right if its first token is even, so there is something to learn."""
+    rng = random.Random(0)
+    rows = []
+    for prompt in range(num_prompts):
+        prompt_tokens = [rng.randrange(10, 250) for _ in range(4)]
+        for sample in range(num_samples):
+            tokens = [rng.randrange(10, 250) for _ in range(rng.randint(2, 6))]
+            row = {"prompt_id": f"p{prompt}", "split": "train", "problem": f"problem {prompt}", "sample_index": sample}
+            row |= {"prompt_tokens": prompt_tokens, "response_tokens": tokens, "correct": tokens[0] % 2 == 0}
+            rows.append(row | {"step_ends": [len(tokens)], "text": "x"})
+    model = load_model(config.model.name, "float32")
+    for numbers, group in group_rows(rows):
+        (logprobs,) = group_logprobs(model, [group], 1000)
+        for number, values in zip(numbers, logprobs, strict=True):
+            rows[number]["ref_logprobs"] = values.tolist()
+    folder = StageFolder(config.run.dir, "reference")
+    folder.path.mkdir(parents=True)
+    folder.write_part(0, rows)
+    return folder
