@@ -1,13 +1,17 @@
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from prm_ray.errors import UserError
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 
 
 class Worker:
