@@ -134,7 +134,7 @@ def test_equal_samples_are_not_asked_for(tmp_path: Path, tiny_model: Path):
 def test_a_model_without_chat_template_fails_before_any_worker_starts(tmp_path: Path, tiny_model: Path):
     bare = tmp_path / "bare"
     bare.mkdir()
-    for file in tiny_model.iterdir():
+    for file in Path(tiny_model).iterdir():
         if file.name != "chat_template.jinja":
             (bare / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="has no chat template"):
