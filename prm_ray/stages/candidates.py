@@ -150,4 +150,4 @@ def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArra
     row_of_value = pc.list_parent_indices(lists.combine_chunks()).to_numpy(zero_copy_only=False)
     values = pc.list_flatten(lists.combine_chunks()).to_numpy(zero_copy_only=False)
     sums_R = np.bincount(row_of_value, weights=values, minlength=len(lists))
-    return sums_R, np.bincount(row_of_value, minlength=len(lists))
+    return sums_R.astype(np.float64), np.bincount(row_of_value, minlength=len(lists)).astype(np.int64)

@@ -50,11 +50,12 @@ class Accuracies:
         return percentile_interval(float(self.values_PM[:, column].mean()), self.resampled_RM[:, column])
 
     def against(self, ours: int, theirs: int) -> dict[str, Any]:
-        values = [float(self.values_PM[:, column].mean()) for column in (ours, theirs)]
-        resampled = [self.resampled_RM[:, column] for column in (ours, theirs)]
+        means_M = self.values_PM.mean(axis=0)
+        a, b = float(means_M[ours]), float(means_M[theirs])
+        a_R, b_R = self.resampled_RM[:, ours], self.resampled_RM[:, theirs]
         return {
-            "difference": asdict(difference_interval(*values, *resampled)),
-            "ratio": asdict(ratio_interval(*values, *resampled)),
+            "difference": asdict(difference_interval(a, b, a_R, b_R)),
+            "ratio": asdict(ratio_interval(a, b, a_R, b_R)),
         }
 
 

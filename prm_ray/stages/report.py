@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def percent(value: float | None) -> str:
     return _NONE if value is None else f"{100 * value:.1f} %"
 
 
-def bracket(figures: dict[str, float | None]) -> str:
+def bracket(figures: Mapping[str, float | None]) -> str:
     low, high = figures["low"], figures["high"]
     return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -96,7 +97,8 @@ def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:
     tiles = [{"label": label_of(PASS_AT_1), "css": "c-base", "figures": report[PASS_AT_1]}]
     shown = {f"prm_{how}": "c-prm", f"weighted_{how}": "c-vote", "majority": "c-majority", "oracle": "c-oracle"}
     for method, css in shown.items():
-        tiles.append({"label": f"{label_of(method)}, N\u00a0=\u00a0{n}", "css": css, "figures": report["accuracy"][method][n]})
+        label = f"{label_of(method)}, N\u00a0=\u00a0{n}"
+        tiles.append({"label": label, "css": css, "figures": report["accuracy"][method][n]})
     return tiles
 
 
