@@ -58,7 +58,8 @@ class VllmSampler:
         params = self._params.clone()
         if self._on_gpu:  # vLLM on a CPU crashes on a seeded request whose prompt comes partly from the prefix cache
             params.seed = seed
-        request = self._engine.generate({"prompt_token_ids": list(prompt)}, params, request_id=uuid.uuid4().hex)
+        tokens: Any = {"type": "token", "prompt_token_ids": list(prompt)}
+        request = self._engine.generate(tokens, params, request_id=uuid.uuid4().hex)
         try:
             outputs = [output async for output in request][-1].outputs
         except EngineDeadError as error:
@@ -97,7 +98,7 @@ def _engine_options(options: SamplerOptions) -> dict[str, Any]:
 
 def _set_engine_environment(options: SamplerOptions) -> None:
     """vLLM reads these when it is imported and hands them to its processes."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about its own defaults
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if options.num_gpus:
         return
