@@ -26,6 +26,7 @@ FAILED = {"error": "prompt too long: 2000 tokens"}
 def row(prompt_id, index, reward=None, correct=None, answer=None, **more):
     rewards = {} if reward is None else {f"reward_{how}": reward for how in ("sum", "mean", "min", "last")}
     steps = {} if reward is None else {"step_rewards": [reward - 1.0, 1.0], "ref_logprobs": [-1.0, -float(index)]}
+    steps |= {} if reward is None else {"policy_logprob": reward}
     return {
         "prompt_id": prompt_id,
         "split": "test",
