@@ -1,5 +1,7 @@
 """All stages on a tiny model, from problems to report, and what a second start does."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,12 @@ def test_the_untrained_policy_scores_exactly_zero(finished: RunConfig) -> None:
     scorer = Scorer.from_pretrained(warmed_up, warmed_up, dtype="float32", beta=1.0)
     for scored in scorer.score("1+2", ["3", "4\n5"]):
         assert set(scored.token_rewards) == {0.0}
+
+
+def test_the_example_prints_a_reward_a_step(finished: RunConfig) -> None:
+    checkpoint = str(StageFolder(finished.run.dir, "train").path)
+    command = [sys.executable, "examples/score_one_solution.py", checkpoint, "1+2", r"3\n4"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[1] for line in output] == ["3", "4", "sum"]
+    rewards = [float(line.split()[0]) for line in output]
+    assert rewards[0] + rewards[1] == pytest.approx(rewards[2], abs=2e-4)
