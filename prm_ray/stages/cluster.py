@@ -37,6 +37,7 @@ def start_ray(config: RunConfig) -> None:
         return
     # Ray gives its workers nice 15: beside any other load they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its own notes about healthy pools, on our stderr
     logging.getLogger("ray").setLevel(logging.ERROR)
     num_cpus = config.run.num_cpus or max(8, os.cpu_count() or 1)
     ray.init(

@@ -22,7 +22,7 @@ from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.tables import StageFolder
 
 _TEST_SHARE = 0.1
-_PROBLEMS_PER_PART = 256
+_PROBLEMS_PER_PART = 64
 _FIELDS = {
     "flat": {
         "problem": "problem",

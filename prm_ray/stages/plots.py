@@ -31,8 +31,8 @@ def label_of(method: str) -> str:
     families = {
         "prm": f"PRM best-of-N ({how})",
         "weighted": f"PRM-weighted vote ({how})",
-        "policy_logprob": f"PRM without reference ({how} log-prob)",
-        "ref_logprob": f"Untrained reference ({how} log-prob)",
+        "policy_logprob": f"PRM without reference ({how})",
+        "ref_logprob": f"Untrained reference ({how})",
     }
     names = {"majority": "Majority vote", "oracle": "Oracle (pass@N)", PASS_AT_1: "One sample (pass@1)"}
     return names.get(method) or families.get(family, method)

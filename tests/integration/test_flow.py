@@ -1,11 +1,13 @@
 """All stages on a tiny model, from problems to report, and what a second start does."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from prm_ray.config import RunConfig
-from prm_ray.models import encode_response
+from prm_ray.core.packing import PromptGroup
 from prm_ray.scorer import Scorer
 from prm_ray.stages import pipeline
 from prm_ray.tables import StageFolder
@@ -46,18 +48,13 @@ def test_step_rewards_in_the_table_add_up(finished: RunConfig) -> None:
         assert sum(row["token_rewards"]) == pytest.approx(row["reward_sum"], abs=1e-5)
 
 
-def test_the_library_gives_the_rewards_of_the_batch_stage(finished: RunConfig) -> None:
-    checkpoint = StageFolder(finished.run.dir, "train").path
-    scorer = Scorer.from_pretrained(checkpoint, dtype="float32")
-    num_compared = 0
+def test_a_scorer_gives_the_rewards_of_the_batch_stage(finished: RunConfig) -> None:
+    """It computes both models anew, one response at a time; the table came from cached log-probs, eight at a time."""
+    scorer = Scorer.from_pretrained(StageFolder(finished.run.dir, "train").path, dtype="float32")
     for row in StageFolder(finished.run.dir, "score").rows():
-        spelt_the_same = encode_response(scorer.tokenizer, row["text"]) == row["response_tokens"]
-        if spelt_the_same and row["finish_reason"] == "stop":
-            (scored,) = scorer.score(row["problem"], [row["text"]])
-            assert scored.rewards["sum"] == pytest.approx(row["reward_sum"], abs=1e-5)
-            assert scored.step_rewards == pytest.approx(row["step_rewards"], abs=1e-5)
-            num_compared += 1
-    assert num_compared > 0
+        (((*rewards,),),) = scorer.score_tokens([PromptGroup(row["prompt_tokens"], [row["response_tokens"]])])
+        assert rewards == pytest.approx(row["token_rewards"], abs=1e-5)
+        assert any(rewards)
 
 
 def test_a_second_start_does_nothing(finished: RunConfig) -> None:
@@ -75,3 +72,12 @@ def test_the_untrained_policy_scores_exactly_zero(finished: RunConfig) -> None:
     scorer = Scorer.from_pretrained(warmed_up, warmed_up, dtype="float32", beta=1.0)
     for scored in scorer.score("1+2", ["3", "4\n5"]):
         assert set(scored.token_rewards) == {0.0}
+
+
+def test_the_example_prints_a_reward_a_step(finished: RunConfig) -> None:
+    checkpoint = str(StageFolder(finished.run.dir, "train").path)
+    command = [sys.executable, "examples/score_one_solution.py", checkpoint, "1+2", r"3\n4"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[1] for line in output] == ["3", "4", "sum"]
+    rewards = [float(line.split()[0]) for line in output]
+    assert rewards[0] + rewards[1] == pytest.approx(rewards[2], abs=2e-4)

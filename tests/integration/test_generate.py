@@ -128,16 +128,4 @@ def test_equal_samples_are_not_asked_for(tmp_path: Path, tiny_model: Path):
     config = make_config(tmp_path, tiny_model, "transformers")
     greedy = config.generate.model_copy(update={"temperature": 0.0})
     with pytest.raises(UserError, match=r"generate\.num_samples must be 1, not 3"):
-        generate.run(config.model_copy(update={"generate": greedy}), begun(config, "generate"))
-
-
-def test_a_model_without_chat_template_fails_before_any_worker_starts(tmp_path: Path, tiny_model: Path):
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for file in Path(tiny_model).iterdir():
-        if file.name != "chat_template.jinja":
-            (bare / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match="has no chat template"):
-        generate.run(
-            make_config(tmp_path, bare, "transformers"), begun(make_config(tmp_path, bare, "auto"), "generate")
-        )
+        generate.check(config.model_copy(update={"generate": greedy}))

@@ -26,6 +26,7 @@ FAILED = {"error": "prompt too long: 2000 tokens"}
 def row(prompt_id, index, reward=None, correct=None, answer=None, **more):
     rewards = {} if reward is None else {f"reward_{how}": reward for how in ("sum", "mean", "min", "last")}
     steps = {} if reward is None else {"step_rewards": [reward - 1.0, 1.0], "ref_logprobs": [-1.0, -float(index)]}
+    steps |= {} if reward is None else {"policy_logprob": reward}
     return {
         "prompt_id": prompt_id,
         "split": "test",
@@ -115,7 +116,7 @@ def test_report_has_the_accuracies_worked_out_above(finished):
     report = report_of(finished[0])
     at_2 = {method: figures["2"]["value"] for method, figures in report["accuracy"].items()}
     assert report["pass@1"]["value"] == 0.625
-    assert (at_2["prm_sum"], at_2["majority"], at_2["oracle"], at_2["ref_logprob_mean"]) == (0.75, 1.0, 1.0, 0.75)
+    assert (at_2["prm_sum"], at_2["majority"], at_2["oracle"], at_2["ref_logprob_mean"]) == (0.75, 1.0, 1.0, 1.0)
     assert all(figures["1"]["value"] == pytest.approx(0.625) for figures in report["accuracy"].values())
     assert report["against_pass@1"]["prm_sum"]["2"]["difference"]["value"] == 0.125
     assert report["against_pass@1"]["prm_sum"]["2"]["ratio"]["value"] == pytest.approx(1.2)

@@ -1,0 +1,83 @@
+"""Bad input ends a run with one clear line before Ray starts and before any stage has worked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prm_ray.errors import UserError
+from prm_ray.stages import pipeline
+from tests.tables_by_hand import tiny_config
+from tests.tiny import save_tiny_model
+
+GOOD = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"}]
+
+
+def lines(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def refused(tmp_path: Path, model: str, **sections: dict[str, Any]) -> str:
+    """The one line a run answers with."""
+    import ray
+
+    was_running = ray.is_initialized()
+    with pytest.raises(UserError) as caught:
+        pipeline.run_all(tiny_config(tmp_path / "run", model, warmup={"enabled": False}, **sections))
+    assert ray.is_initialized() == was_running
+    assert not (tmp_path / "run").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.jsonl", None, "file '{path}' does not exist"),
+        ("p.txt", "x", "source '{path}' must be a .jsonl or .parquet file"),
+        ("p.jsonl", "", "'{path}' holds no rows"),
+        ("p.jsonl", lines({"question": "1+1", "answer": "2"}), "has no field 'problem'; it has answer, question"),
+        ("p.jsonl", lines(*GOOD, GOOD[0]), "holds the same problem in rows 1 and 3"),
+        ("p.jsonl", lines(*GOOD) + '{"problem": ', "line 3 of '{path}' is not valid JSON"),
+        ("p.parquet", "PAR1 and then nothing", "'{path}' is not a readable Parquet file"),
+    ],
+)
+def test_problem_files_that_cannot_be_used(
+    tmp_path: Path, tiny_model: str, name: str, content: str | None, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    assert message.format(path=path) in refused(tmp_path, tiny_model, problems={"train": str(path)})
+
+
+def test_a_problem_in_both_splits(tmp_path: Path, tiny_model: str) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(lines(*GOOD))
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    assert "2 test problems are training problems too" in refused(tmp_path, tiny_model, problems=sources)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"), [("tokenizer*", "has no tokenizer that loads"), ("chat_template*", "has no chat template")]
+)
+def test_model_folders_that_cannot_be_used(tmp_path: Path, tiny_model: str, lost: str, message: str) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    for path in model.glob(lost):
+        path.unlink()
+    assert message in refused(tmp_path, str(model))
+
+
+def test_a_reference_that_reads_other_token_ids(tmp_path: Path, tiny_model: str) -> None:
+    other = save_tiny_model(tmp_path / "other", extra_token="<|more|>")
+    assert "have different vocabularies" in refused(tmp_path, tiny_model, reference={"model": other})
+
+
+def test_a_judge_that_does_not_exist(tmp_path: Path, tiny_model: str) -> None:
+    assert "no_such_module" in refused(tmp_path, tiny_model, label={"judge": "no_such_module:judge"})
+
+
+def test_an_import_that_does_not_exist(tmp_path: Path, tiny_model: str) -> None:
+    assert "nowhere.jsonl" in refused(tmp_path, tiny_model, **{"import": {"source": "nowhere.jsonl"}})
