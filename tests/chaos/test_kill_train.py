@@ -63,16 +63,16 @@ def losses(folder: StageFolder) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def config(tiny_model: str, tmp_path: Path):
-    settings = {"epochs": 30, "checkpoint_every": 4, "validation_fraction": 0.0}
+    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0}
     return tiny_config(tmp_path / "run", tiny_model, train=settings)
 
 
 def test_training_goes_on_from_its_checkpoint_with_the_same_losses(config, tmp_path: Path, tiny_model: str) -> None:
     write_reference_table(config)
     folder = StageFolder(config.run.dir, "train")
-    kill_when(start_driver(tmp_path, config, "train"), lambda: len(losses(folder)) >= 20)
+    kill_when(start_driver(tmp_path, config, "train"), lambda: len(losses(folder)) >= 14)
     before = losses(folder)
-    assert len(before) < 150, "the run was over before it was killed"
+    assert len(before) < 60, "the run was over before it was killed"
     assert start_driver(tmp_path, config, "train").wait() == 0
     whole = tiny_config(tmp_path / "whole", tiny_model, train=config.train.model_dump())
     write_reference_table(whole)
@@ -80,7 +80,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_same_losses(config, tmp_p
     assert losses(folder) == losses(StageFolder(whole.run.dir, "train"))
     resumed_at = next(line["time"] for line in read_metrics(folder) if line["step"] > before[-1][0])
     kept = [line for line in read_metrics(folder) if line["time"] < resumed_at - 5]
-    assert len(kept) >= 16, "the second start did not go on from a checkpoint"
+    assert len(kept) >= 12, "the second start did not go on from a checkpoint"
 
 
 def test_reference_keeps_finished_parts_and_doubles_nothing(config, tmp_path: Path) -> None:
