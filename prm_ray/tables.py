@@ -60,6 +60,8 @@ SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("s
 SCORES = SCORES.append(pa.field("policy_logprob", pa.float32()))  # log pi of the whole response
 for _aggregation in ("sum", "mean", "min", "last"):
     SCORES = SCORES.append(pa.field(f"reward_{_aggregation}", pa.float32()))
+CACHE = pa.schema([("fingerprint", pa.string()), ("ref_logprobs", _FLOATS)])
+"""reference_cache/: reference log-probs by fingerprint (weights, tokenizer, chat template, token ids)."""
 PICKS = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -145,9 +147,7 @@ class StageFolder:
         unknown = {key for row in rows for key in row} - set(schema.names)
         assert not unknown, f"columns {unknown} are not in the {self.stage} schema"
         table = pa.Table.from_pylist(list(rows), schema=schema)
-        temporary = self.path / f".part-{index:05d}.{os.getpid()}.tmp"
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, self.part_path(index))
+        write_parquet(self.part_path(index), table)
 
     def read_part(self, index: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
         return read_parquet(self.part_path(index), columns).to_pylist()
@@ -164,6 +164,13 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}") from None
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write one Parquet file whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:

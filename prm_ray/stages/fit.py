@@ -28,6 +28,7 @@ from prm_ray.trainer import Schedule, StepResult, Trainer
 from prm_ray.trainingdata import TrainingData, plan_steps, share
 
 _STATE = "state.safetensors"
+_FAILURE = "failure.txt"
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,28 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     finished = threading.Event()
     watcher = threading.Thread(target=_show_progress, args=(plan, num_steps, finished), daemon=True)
     watcher.start()
+    failure = plan.folder / _FAILURE
+    failure.unlink(missing_ok=True)
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _as_our_own(error) from error
     finally:
         finished.set()
         watcher.join()
+    if failure.is_file():
+        raise NonFiniteLossError(failure.read_text(encoding="utf-8"))
     shutil.rmtree(storage, ignore_errors=True)
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
+    """Ray Train runs this on every worker. It must not see a loss that is not finite: it would try again in vain."""
     plan: FitPlan = config["plan"]
+    try:
+        _train(plan)
+    except NonFiniteLossError as error:  # on all workers at the same step
+        (plan.folder / _FAILURE).write_text(str(error), encoding="utf-8")
+
+
+def _train(plan: FitPlan) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(context.get_local_world_size())
@@ -159,14 +170,3 @@ def _show_progress(plan: FitPlan, num_steps: int, finished: threading.Event) -> 
     with Progress(plan.name, num_steps, "step") as progress:
         for line in tail_metrics(plan.folder / "metrics.jsonl", finished):
             progress.move_to(line["step"], loss=f"{line['loss']:.3f}")
-
-
-def _as_our_own(error: ray.train.TrainingFailedError) -> Exception:
-    """A worker's own clear error, if that is what ended the run, else Ray's."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        if isinstance(failure, NonFiniteLossError):
-            return failure
-        cause = getattr(failure, "cause", None)
-        if isinstance(cause, NonFiniteLossError):
-            return cause
-    return error

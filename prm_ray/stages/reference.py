@@ -6,7 +6,10 @@ are kept as they are; a text from elsewhere is encoded here, once, and nothing b
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from prm_ray.config import RunConfig
 from prm_ray.core.steps import step_token_ends
@@ -30,7 +33,7 @@ from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
-from prm_ray.tables import FOLDERS, StageFolder, count_failures
+from prm_ray.tables import CACHE, FOLDERS, StageFolder, count_failures, read_parquet, write_parquet
 
 
 def source_folder(config: RunConfig) -> StageFolder:
@@ -66,6 +69,7 @@ class ReferenceWorker:
 
     def __init__(self, config: RunConfig, source: StageFolder, target: StageFolder, fingerprint: str):
         self._source, self._target, self._fingerprint = source, target, fingerprint
+        self._cache = config.run.dir / "reference_cache"
         self._section = config.reference
         path = reference_model_path(config)
         set_threads(config.reference.num_workers)
@@ -81,7 +85,7 @@ class ReferenceWorker:
             if row["error"] is None:
                 self._locate(row)
         good = [row for row in rows if row["error"] is None]
-        self._add_logprobs(good)
+        self._add_logprobs(good, self._cache / f"part-{index:05d}.parquet")
         self._target.write_part(index, rows)
         tokens = sum(len(row["response_tokens"]) for row in good)
         return ShardStats(len(rows), count_failures(rows, "error"), tokens)
@@ -100,7 +104,7 @@ class ReferenceWorker:
         text = decode(self._tokenizer, tokens)
         row["step_ends"] = step_token_ends(text, token_char_ends(self._tokenizer, tokens), self._section.step_rule)
 
-    def _add_logprobs(self, rows: list[dict[str, Any]]) -> None:
+    def _add_logprobs(self, rows: list[dict[str, Any]], cache: Path) -> None:
         for numbers, group in group_rows(rows):
             for number, response in zip(numbers, group.responses, strict=True):
                 rows[number]["fingerprint"] = row_fingerprint(self._fingerprint, group.prompt, response)
@@ -108,11 +112,33 @@ class ReferenceWorker:
             for row in rows:
                 row["ref_logprobs"] = _sampled_logprobs(row)
             return
+        known = read_cache(cache)
+        for row in rows:
+            row["ref_logprobs"] = known.get(row["fingerprint"])
+        self._compute([row for row in rows if row["ref_logprobs"] is None])
+        write_cache(cache, rows)
+
+    def _compute(self, rows: list[dict[str, Any]]) -> None:
         groups = group_rows(rows)
+        assert self._model is not None
         results = group_logprobs(self._model, [group for _, group in groups], self._section.token_budget)
         for (numbers, _), logprobs in zip(groups, results, strict=True):
             for number, logprobs_T in zip(numbers, logprobs, strict=True):
                 rows[number]["ref_logprobs"] = logprobs_T.tolist()
+
+
+def read_cache(path: Path) -> dict[str, list[float]]:
+    """Log-probs by fingerprint. They outlive the stage's own folder: another step rule costs no forward pass."""
+    if not path.is_file():
+        return {}
+    table = read_parquet(path)
+    return dict(zip(table["fingerprint"].to_pylist(), table["ref_logprobs"].to_pylist(), strict=True))
+
+
+def write_cache(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    columns = {name: [row[name] for row in rows] for name in ("fingerprint", "ref_logprobs")}
+    write_parquet(path, pa.table(columns, schema=CACHE))
 
 
 def _sampled_logprobs(row: dict[str, Any]) -> list[float]:
