@@ -49,12 +49,18 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    dir: Path = Path("runs/default")
+    dir: Path = Field(Path("runs/default"), validate_default=True)
     """Folder of all tables of this run; on several machines it must be shared storage."""
     seed: int = Field(0, ge=0)
     """Seeds problems, sampling, shuffling and bootstrap."""
     num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a local Ray; none = at least 8, so that small helpers never wait for a core."""
+
+    @field_validator("dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        """Workers have other working folders than the driver."""
+        return value.expanduser().absolute()
 
 
 class ModelSection(Section):

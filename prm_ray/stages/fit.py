@@ -6,6 +6,8 @@ killed goes on from its last checkpoint with the same sequence of steps and give
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -37,6 +39,7 @@ class FitPlan:
 
     name: str
     folder: Path
+    working_dir: str
     model: str
     chat_template: Path | None
     dtype: str
@@ -105,6 +108,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
 
 def _train(plan: FitPlan) -> None:
+    with contextlib.suppress(FileNotFoundError):  # relative paths (problems, a chat template) are the driver's
+        os.chdir(plan.working_dir)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(context.get_local_world_size())

@@ -7,6 +7,7 @@ table, so a step costs the policy alone.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -91,7 +92,8 @@ def _plan(config: RunConfig, folder: StageFolder, policy: str) -> FitPlan:
     section = config.train
     return FitPlan(
         name="train",
-        folder=folder.path.resolve(),
+        folder=folder.path,
+        working_dir=os.getcwd(),
         model=policy,
         chat_template=config.prompt.chat_template,
         dtype=config.model.dtype,

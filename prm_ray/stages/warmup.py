@@ -5,6 +5,7 @@ In: problems with solutions. Out: warmup/, a plain model folder that generates, 
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 from prm_ray.config import RunConfig
@@ -29,7 +30,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     fit(
         FitPlan(
             name="warmup",
-            folder=folder.path.resolve(),
+            folder=folder.path,
+            working_dir=os.getcwd(),
             model=resolve_model(config.model.name),
             chat_template=config.prompt.chat_template,
             dtype=config.model.dtype,
