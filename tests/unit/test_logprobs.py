@@ -52,3 +52,13 @@ def test_cross_entropy_keeps_its_slope_where_sigmoid_saturates() -> None:
     cross_entropy(log_ratio, torch.tensor([False]), beta=1.0).backward()
     assert log_ratio.grad is not None
     assert log_ratio.grad.item() == 1.0
+
+
+def test_a_frozen_head_gives_the_same_gradient_of_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK", 3)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(8, 5, requires_grad=True), torch.randn(11, 5)
+    target, weight = torch.randint(11, (8,)), torch.randn(8)
+    (ours,) = torch.autograd.grad((token_logprobs(hidden, head, target) * weight).sum(), hidden)
+    (expected,) = torch.autograd.grad((plain(hidden, head, target, None, None) * weight).sum(), hidden)
+    torch.testing.assert_close(ours, expected)

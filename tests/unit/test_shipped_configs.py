@@ -26,3 +26,7 @@ def test_a_shipped_config_opens_with_what_it_is_for(path: Path):
 def test_two_configs_never_share_a_run_folder():
     folders = [load_config(path).run.dir for path in CONFIGS]
     assert len(set(folders)) == len(folders)
+
+
+def test_a_run_folder_is_absolute_because_workers_have_other_working_folders():
+    assert all(load_config(path).run.dir.is_absolute() for path in CONFIGS)

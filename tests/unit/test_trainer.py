@@ -103,3 +103,64 @@ def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
     assert schedule.at(0) == pytest.approx(0.1)
     assert schedule.at(9) == pytest.approx(1.0)
     assert schedule.at(100) == pytest.approx(0.1)
+
+
+def test_the_result_is_the_mean_of_the_weights_at_the_ends_of_the_cycles(tiny_model: str) -> None:
+    schedule = Schedule(1e-2, 6, 0.1, cycles=3)
+    trainer = Trainer(load_model(tiny_model, "float32"), schedule, compute_dtype=torch.float32)
+    data, ends = outcome_data(), []
+    for step in range(1, 7):
+        run_steps(trainer, data, 1)
+        if step in (2, 4, 6):
+            ends.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
+    trainer.use_average()
+    for parameter, *at_ends in zip(trainer.model.parameters(), *ends, strict=True):
+        torch.testing.assert_close(parameter.data, sum(at_ends) / 3)
+
+
+def test_each_cycle_starts_with_a_warm_up_and_ends_low() -> None:
+    schedule = Schedule(lr=1.0, total_steps=100, warmup_ratio=0.1, cycles=2)
+    assert schedule.cycle_ends() == [50, 100]
+    assert schedule.at(0) == schedule.at(50) == pytest.approx(0.2)
+    assert schedule.at(49) == schedule.at(99) < 0.11
+
+
+def test_frozen_embeddings_stay_and_the_rest_moves(tiny_model: str) -> None:
+    schedule = Schedule(1e-2, 20, 0.1)
+    model = load_model(tiny_model, "float32")
+    trainer = Trainer(model, schedule, compute_dtype=torch.float32, freeze_embeddings=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    losses = run_steps(trainer, outcome_data(), 8)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if "embed_tokens" not in name and "lm_head" not in name}
+    assert losses[-1] < losses[0]
+
+
+def test_a_response_sampled_twice_weighs_twice_and_is_computed_once() -> None:
+    row = {"prompt_id": "p", "prompt_tokens": [5], "ref_logprobs": [-1.0, -1.0], "correct": True}
+    tokens = [[7, 4], [8, 4], [7, 4]]
+    data = OutcomeData(pa.Table.from_pylist([row | {"response_tokens": each} for each in tokens]), beta=1.0)
+    (group,) = data.groups([0])
+    assert [list(response) for response in group.responses] == [[7, 4], [8, 4]]
+    assert data.count([0]) == data.sizes[0] == 3
+    (batch,) = pack([group], 100)
+    logprobs = torch.tensor([0.5, 0.0, -1.0, 0.0])  # log-ratios 2.5 and 1
+    expected = 2 * torch.nn.functional.softplus(torch.tensor(-2.5)) + torch.nn.functional.softplus(torch.tensor(-1.0))
+    torch.testing.assert_close(data.loss([0])(batch, logprobs), expected)
+
+
+def test_prompts_with_one_kind_of_label_are_left_out_when_asked() -> None:
+    rows = [
+        {
+            "prompt_id": prompt,
+            "prompt_tokens": [5],
+            "response_tokens": [token],
+            "ref_logprobs": [-1.0],
+            "correct": label,
+        }
+        for prompt, labels in (("all right", (True, True)), ("mixed", (True, False)), ("all wrong", (False, False)))
+        for token, label in enumerate(labels, start=7)
+    ]
+    table = pa.Table.from_pylist(rows)
+    assert OutcomeData(table, 1.0).sizes == [2, 2, 2]
+    assert OutcomeData(table, 1.0, skip_uniform=True).sizes == [2]

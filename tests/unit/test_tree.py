@@ -53,6 +53,8 @@ def settings_in_code() -> dict[str, str]:
     found: dict[str, str] = {}
     for section, values in RunConfig().model_dump(mode="json", by_alias=True).items():
         for key, value in values.items():
+            if (section, key) == ("run", "dir"):
+                value = str(Path(value).relative_to(Path.cwd()))  # made absolute when it is read
             shown = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
             found[f"{section}.{key}"] = "none" if value is None else shown
     return found
