@@ -78,12 +78,13 @@ def read_accuracies(config: RunConfig, problems: list[Candidates], picks: StageF
 
 
 def accuracy_figures(accuracies: Accuracies) -> dict[str, Any]:
-    """`pass@1`, `accuracy`, `against_pass@1` and `against_majority`, the last three by method and then by str(n)."""
+    """`pass@1`, `accuracy`, and differences and ratios `against_` rivals: by method and then by str(n)."""
     figures: dict[str, Any] = {
         PASS_AT_1: asdict(accuracies.interval(0)),
         "accuracy": {},
         "against_pass@1": {},
         "against_majority": {},
+        "against_ref_logprob_mean": {},
     }
     place = {column: index for index, column in enumerate(accuracies.columns)}
     for (method, n), index in place.items():
@@ -91,8 +92,8 @@ def accuracy_figures(accuracies: Accuracies) -> dict[str, Any]:
             continue
         figures["accuracy"].setdefault(method, {})[str(n)] = asdict(accuracies.interval(index))
         figures["against_pass@1"].setdefault(method, {})[str(n)] = accuracies.against(index, 0)
-        majority = accuracies.against(index, place["majority", n])
-        figures["against_majority"].setdefault(method, {})[str(n)] = majority
+        for rival in ("majority", "ref_logprob_mean"):
+            figures[f"against_{rival}"].setdefault(method, {})[str(n)] = accuracies.against(index, place[rival, n])
     return figures
 
 
