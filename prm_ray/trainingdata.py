@@ -58,10 +58,12 @@ class OutcomeData:
 
     A response sampled several times for a prompt is computed once and weighs as often as it was sampled: the same loss
     and gradient for less. `skip_uniform` leaves out prompts whose responses are all right or all wrong, which say
-    nothing about telling responses to one prompt apart.
+    nothing about telling responses to one prompt apart. `balance` gives the right and the wrong responses of a prompt
+    the same total weight, so that rare right answers do not push the reward of everything down (the instance-wise
+    balance of arXiv 2412.01981 section 4.2, by weights instead of leaving responses out).
     """
 
-    def __init__(self, table: pa.Table, beta: float, skip_uniform: bool = False):
+    def __init__(self, table: pa.Table, beta: float, skip_uniform: bool = False, balance: bool = False):
         """`table` needs prompt_id, prompt_tokens, response_tokens, ref_logprobs, correct (not null)."""
         self._table, self._beta = table, beta
         self.labels: list[bool] = table["correct"].to_pylist()
@@ -70,7 +72,11 @@ class OutcomeData:
             counts for counts in self._merged() if not skip_uniform or len({self.labels[row] for row in counts}) > 1
         ]
         self._rows = [list(counts) for counts in prompts]
-        self._weights = {row: count for counts in prompts for row, count in counts.items()}
+        self._counts = {row: count for counts in prompts for row, count in counts.items()}
+        self._weights = {row: float(count) for row, count in self._counts.items()}
+        if balance:
+            for counts in prompts:
+                self._weights |= self._balanced(counts)
         self.sizes = [sum(counts.values()) for counts in prompts]
 
     def _merged(self) -> list[dict[int, int]]:
@@ -81,6 +87,16 @@ class OutcomeData:
             key = (tokens[row].values.to_numpy().tobytes(), self.labels[row])
             by_prompt.setdefault(prompt_id, {}).setdefault(key, []).append(row)
         return [{rows[0]: len(rows) for rows in responses.values()} for responses in by_prompt.values()]
+
+    def _balanced(self, counts: dict[int, int]) -> dict[int, float]:
+        """Weights that add up to the number of responses, half of them for each label if both are there."""
+        totals = {
+            label: sum(count for row, count in counts.items() if self.labels[row] == label) for label in (True, False)
+        }
+        if not all(totals.values()):
+            return {}
+        half = sum(totals.values()) / 2
+        return {row: count * half / totals[self.labels[row]] for row, count in counts.items()}
 
     def count(self, items: Sequence[int]) -> int:
         return sum(self.sizes[item] for item in items)
@@ -98,7 +114,7 @@ class OutcomeData:
         def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
             rows = self._branch_rows(items, batch)
             log_ratio_B, correct_B = self._log_ratios(rows, batch, logprobs_R)
-            weight_B = torch.tensor([float(self._weights[row]) for row in rows], device=log_ratio_B.device)
+            weight_B = torch.tensor([self._weights[row] for row in rows], device=log_ratio_B.device)
             return cross_entropy(log_ratio_B, correct_B, self._beta, weight_B)
 
         return summed
@@ -112,7 +128,7 @@ class OutcomeData:
             owners = [items[group] for group, _ in batch.branches]
             rewards = (self._beta * log_ratio_B).tolist()
             for row, result in zip(rows, zip(owners, rewards, correct_B.tolist(), strict=True), strict=True):
-                results += [result] * self._weights[row]
+                results += [result] * self._counts[row]
         return results
 
     def _branch_rows(self, items: Sequence[int], batch: PackedBatch) -> list[int]:

@@ -118,7 +118,8 @@ def _plan(config: RunConfig, folder: StageFolder, policy: str) -> FitPlan:
 
 def _training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:
     rows = _part(training_rows(config) if table is None else table, config, held_out=False)
-    return OutcomeData(rows, config.train.beta, config.train.skip_uniform_prompts)
+    section = config.train
+    return OutcomeData(rows, section.beta, section.skip_uniform_prompts, section.balance_labels)
 
 
 def _held_out(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
