@@ -241,7 +241,7 @@ class TrainSection(Section):
     skip_uniform_prompts: bool = False
     """Leave out prompts whose responses are all right or all wrong: less to compute, more about ranking candidates."""
     balance_labels: bool = False
-    """Give the right and the wrong responses of a prompt the same total weight: ranking within it is what counts then."""
+    """Give the right and the wrong responses of a prompt the same total weight: what counts is ranking within it."""
     freeze_embeddings: bool = False
     """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
     cycles: int = Field(1, ge=1)

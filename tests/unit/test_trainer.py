@@ -164,3 +164,15 @@ def test_prompts_with_one_kind_of_label_are_left_out_when_asked() -> None:
     table = pa.Table.from_pylist(rows)
     assert OutcomeData(table, 1.0).sizes == [2, 2, 2]
     assert OutcomeData(table, 1.0, skip_uniform=True).sizes == [2]
+
+
+def test_balanced_labels_weigh_the_same_in_each_prompt_and_keep_the_count() -> None:
+    """One right of three: weight 1.5 for it and 0.75 for each wrong one."""
+    row = {"prompt_id": "p", "prompt_tokens": [5], "ref_logprobs": [-1.0]}
+    rows = [row | {"response_tokens": [token], "correct": token == 7} for token in (7, 8, 9)]
+    data = OutcomeData(pa.Table.from_pylist(rows), beta=1.0, balance=True)
+    (batch,) = pack(data.groups([0]), 100)
+    softplus = torch.nn.functional.softplus
+    loss = data.loss([0])(batch, torch.tensor([1.0, -1.0, -1.0]))  # log-ratios 2, 0, 0
+    torch.testing.assert_close(loss, 1.5 * softplus(torch.tensor(-2.0)) + 1.5 * softplus(torch.tensor(0.0)))
+    assert data.count([0]) == 3
