@@ -81,7 +81,8 @@ def test_a_changed_setting_upstream_is_refused_by_key_and_values(tmp_path: Path)
 
 def test_how_a_stage_runs_may_change(tmp_path: Path):
     finish_by_hand(make_config(tmp_path))
-    run_stage(make_config(tmp_path, "score.num_workers=3", "train.token_budget=100"), "rerank")
+    manifest = run_stage(make_config(tmp_path, "score.num_workers=3", "train.token_budget=100"), "rerank")
+    assert manifest["rows_out"] > 0
 
 
 def test_results_of_an_upstream_stage_that_was_redone_by_hand_are_noticed(config: RunConfig):
