@@ -131,23 +131,34 @@ class ArithmeticSection(Section):
     """Chance of a term to be a product."""
 
 
-class WarmupSection(Section):
+class FitSection(Section):
+    """What every training run has; `warmup` and `train` differ in their defaults."""
+
+    lr: float = Field(5e-5, gt=0)
+    norm_lr: float | None = Field(None, gt=0)
+    """Learning rate of the norms' gains and of biases; none = `lr`, at which they hardly move in a short run."""
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(16, ge=1)
+    """Responses (or solutions) an optimizer step, over all workers: whole prompts, so about that many."""
+    token_budget: int = Field(4096, ge=1)
+    """Tokens of one micro-batch on one worker."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    freeze_embeddings: bool = False
+    """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
+    cycles: int = Field(1, ge=1)
+    """Learning-rate cycles over the steps; the result is the mean of the weights at their ends (weight averaging)."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints (and held-out measurements)."""
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class WarmupSection(FitSection):
     enabled: bool = False
     """Supervised fine-tuning on worked solutions before generation: for models that do not know the format yet."""
     num_problems: int = Field(1280, ge=1)
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(16, ge=1)
-    """Solutions an optimizer step."""
-    lr: float = Field(5e-5, gt=0)
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
-    token_budget: int = Field(4096, ge=1)
-    """Tokens of one micro-batch on one worker."""
-    freeze_embeddings: bool = False
-    """Keep the token embeddings and output layer as they are."""
-    checkpoint_every: int = Field(50, ge=1)
-    """Optimizer steps between checkpoints."""
-    num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
 
 
 class GenerateSection(Section):
@@ -225,33 +236,20 @@ class ReferenceSection(Section):
         return value
 
 
-class TrainSection(Section):
+class TrainSection(FitSection):
     objective: Literal["ce"] = "ce"
     beta: float = Field(0.05, gt=0)
     """Scale of the log-ratio: reward = beta * log(policy / reference)."""
     lr: float = Field(5e-7, gt=0)
-    epochs: int = Field(1, ge=1)
     batch_size: int = Field(64, ge=1)
-    """Responses an optimizer step, over all workers (whole prompts, so about that many)."""
     token_budget: int = Field(8192, ge=1)
-    """Tokens of one micro-batch on one worker."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
     skip_uniform_prompts: bool = False
     """Leave out prompts whose responses are all right or all wrong: less to compute, more about ranking candidates."""
     balance_labels: bool = False
     """Give the right and the wrong responses of a prompt the same total weight: what counts is ranking within it."""
-    freeze_embeddings: bool = False
-    """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
-    cycles: int = Field(1, ge=1)
-    """Learning-rate cycles over the steps; the result is the mean of the weights at their ends (weight averaging)."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the training problems held out for loss / accuracy / AUC while training."""
-    checkpoint_every: int = Field(50, ge=1)
-    """Optimizer steps between checkpoints (and held-out measurements)."""
-    num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
 
 
 class ScoreSection(Section):

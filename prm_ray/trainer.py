@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -67,7 +67,9 @@ class StepResult:
 class Trainer:
     """AdamW (betas 0.9, 0.95) with gradient clipping over any model whose responses can be packed.
 
-    `model` is given in float32; `compute_dtype` is the number format of forward and backward.
+    `model` is given in float32; `compute_dtype` is the number format of forward and backward. `norm_lr` is the peak
+    learning rate of vectors (gains of the norms, biases) where it differs from that of the matrices: gains are some
+    hundred times larger than the entries of a matrix, and at the same rate they hardly move in a short run.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Trainer:
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
         freeze_embeddings: bool = False,
+        norm_lr: float | None = None,
     ):
         check_model(model.config)
         self.model = model
@@ -93,9 +96,11 @@ class Trainer:
         model.to(compute_dtype).train()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         fused = self._masters[0].device.type in ("cuda", "cpu")
+        groups = self._parameter_groups(1.0 if norm_lr is None else norm_lr / schedule.lr)
         self._optimizer = torch.optim.AdamW(
-            self._masters, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused
+            groups, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused
         )
+        self._flat_grad, self._grads = _flat_views(self._masters)
         self._cycle_sums: list[Tensor] = []
 
     def step(self, batches: Sequence[PackedBatch], loss: Loss, count: int) -> StepResult:
@@ -103,22 +108,22 @@ class Trainer:
 
         Raises `NonFiniteLossError` on every worker, before any weight moves, if the loss or gradient is not finite.
         """
-        grads = [torch.zeros_like(master) for master in self._masters]
-        total = torch.zeros((), device=grads[0].device)
+        self._flat_grad.zero_()
+        total = torch.zeros((), device=self._flat_grad.device)
         for batch in batches:
             mean = loss(batch, response_logprobs(self.model, batch)) / count
             mean.backward()
             total += mean.detach()
-            self._move_grads(grads)
-        self._add_over_workers([total, *grads])
-        norm = torch.nn.utils.get_total_norm(grads)
+            self._move_grads()
+        self._add_over_workers(total, self._flat_grad)
+        norm = torch.linalg.vector_norm(self._flat_grad)
         if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
             raise NonFiniteLossError(
                 f"loss {total.item()} and gradient norm {norm.item()} at step {self.num_steps}: not finite; "
                 "lower train.lr or train.beta, or compute in float32 (model.dtype)"
             )
         lr = self.schedule.at(self.num_steps)
-        self._move_weights(grads, norm, lr)
+        self._move_weights(norm.item(), lr)
         self.num_steps += 1
         self._end_cycle()
         return StepResult(total.item(), norm.item(), lr)
@@ -166,8 +171,15 @@ class Trainer:
         """Write a plain Hugging Face model folder in the compute dtype."""
         self.model.save_pretrained(folder)
 
-    def _move_grads(self, grads: list[Tensor]) -> None:
-        for grad, parameter in zip(grads, self._parameters, strict=True):
+    def _parameter_groups(self, norm_factor: float) -> list[dict[str, Any]]:
+        """Matrices, and vectors at `norm_factor` times their learning rate; none without a parameter."""
+        vectors = [master for master in self._masters if master.ndim == 1]
+        matrices = [master for master in self._masters if master.ndim > 1]
+        groups = [{"params": matrices, "factor": 1.0}, {"params": vectors, "factor": norm_factor}]
+        return [group for group in groups if group["params"]]
+
+    def _move_grads(self) -> None:
+        for grad, parameter in zip(self._grads, self._parameters, strict=True):
             if parameter.grad is not None:
                 grad += parameter.grad
                 parameter.grad = None
@@ -179,18 +191,24 @@ class Trainer:
             self._cycle_sums = [torch.zeros_like(master) for master in self._masters]
         torch._foreach_add_(self._cycle_sums, self._masters)
 
-    def _add_over_workers(self, tensors: list[Tensor]) -> None:
+    def _add_over_workers(self, *tensors: Tensor) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def _move_weights(self, grads: list[Tensor], norm: Tensor, lr: float) -> None:
-        scale = min(1.0, self._grad_clip / (norm.item() + 1e-6))
-        for master, grad in zip(self._masters, grads, strict=True):
-            master.grad = grad.mul_(scale)
+    def _move_weights(self, norm: float, lr: float) -> None:
+        self._flat_grad.mul_(min(1.0, self._grad_clip / (norm + 1e-6)))
+        for master, grad in zip(self._masters, self._grads, strict=True):
+            master.grad = grad
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self._optimizer.step()
         for master, parameter in zip(self._masters, self._parameters, strict=True):
-            master.grad = None
             parameter.data.copy_(master)
+
+
+def _flat_views(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A float32 buffer and views of it in the tensors' shapes: kept over all steps, summed over workers in one call."""
+    flat = torch.zeros(sum(tensor.numel() for tensor in tensors), device=tensors[0].device)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return flat, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -12,15 +12,17 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from prm_ray.config import FitSection, RunConfig
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError
 from prm_ray.models import load_model, load_tokenizer
@@ -39,26 +41,17 @@ class FitPlan:
 
     name: str
     folder: Path
-    working_dir: str
     model: str
-    chat_template: Path | None
-    dtype: str
-    trust_remote_code: bool
+    """Folder of the model that training starts from."""
+    config: RunConfig
+    section: FitSection
     make_data: Callable[[], TrainingData]
-    make_held_out: Callable[[], Callable[[Trainer], dict[str, Any]]] | None
-    lr: float
-    warmup_ratio: float
-    epochs: int
-    batch_size: int
-    token_budget: int
-    seed: int
-    checkpoint_every: int
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    freeze_embeddings: bool = False
-    cycles: int = 1
-    num_workers: int = 1
-    gpus_per_worker: float = 0
+    make_held_out: Callable[[], Callable[[Trainer], dict[str, Any]]] | None = None
+    working_dir: str = field(default_factory=os.getcwd)
+
+    def steps(self, data: TrainingData) -> list[list[int]]:
+        """The items of every optimizer step."""
+        return plan_steps(data.sizes, self.section.batch_size, self.section.epochs, self.config.run.seed)
 
 
 def fit(plan: FitPlan, num_steps: int) -> None:
@@ -66,17 +59,17 @@ def fit(plan: FitPlan, num_steps: int) -> None:
 
     Raises `NonFiniteLossError` if the loss stops being finite.
     """
-    storage = plan.folder / ".ray_train"
+    section, storage = plan.section, plan.folder / ".ray_train"
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if section.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=plan.num_workers,
-            use_gpu=plan.gpus_per_worker > 0,
-            resources_per_worker={"CPU": 1, **({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})},
+            num_workers=section.num_workers,
+            use_gpu=section.gpus_per_worker > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": section.gpus_per_worker} if section.gpus_per_worker else {})},
         ),
-        run_config=RunConfig(
+        run_config=RayRunConfig(
             name="fit",
             storage_path=str(storage.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -113,28 +106,21 @@ def _train(plan: FitPlan) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(context.get_local_world_size())
-    data = plan.make_data()
-    steps = plan_steps(data.sizes, plan.batch_size, plan.epochs, plan.seed)
-    trainer = Trainer(
-        load_model(plan.model, "float32", plan.trust_remote_code),
-        Schedule(plan.lr, len(steps), plan.warmup_ratio, plan.cycles),
-        compute_dtype=getattr(torch, plan.dtype),
-        weight_decay=plan.weight_decay,
-        grad_clip=plan.grad_clip,
-        freeze_embeddings=plan.freeze_embeddings,
-    )
+    section, data = plan.section, plan.make_data()
+    steps = plan.steps(data)
+    trainer = _new_trainer(plan, len(steps))
     _resume(trainer)
     measure = plan.make_held_out() if plan.make_held_out and rank == 0 else None
     metrics = MetricsLog(plan.folder / "metrics.jsonl", trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
         items = steps[trainer.num_steps]
         mine = share(items, rank, num_workers)
-        batches = pack(data.groups(mine), plan.token_budget)
+        batches = pack(data.groups(mine), section.token_budget)
         result = trainer.step(batches, data.loss(mine), data.count(items))
         is_last = trainer.num_steps == len(steps)
         if is_last:
             trainer.use_average()
-        is_checkpoint = is_last or trainer.num_steps % plan.checkpoint_every == 0
+        is_checkpoint = is_last or trainer.num_steps % section.checkpoint_every == 0
         if metrics is not None:
             held_out = measure(trainer) if measure and is_checkpoint else {}
             metrics.write(
@@ -145,6 +131,19 @@ def _train(plan: FitPlan) -> None:
     if rank == 0:
         trainer.use_average()  # of a run that was killed behind its last step
         _save(trainer, plan)
+
+
+def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
+    section, model = plan.section, plan.config.model
+    return Trainer(
+        load_model(plan.model, "float32", model.trust_remote_code),
+        Schedule(section.lr, num_steps, section.warmup_ratio, section.cycles),
+        compute_dtype=getattr(torch, model.dtype),
+        weight_decay=section.weight_decay,
+        grad_clip=section.grad_clip,
+        freeze_embeddings=section.freeze_embeddings,
+        norm_lr=section.norm_lr,
+    )
 
 
 def _resume(trainer: Trainer) -> None:
@@ -167,7 +166,9 @@ def _checkpoint(trainer: Trainer, rank: int, result: StepResult) -> None:
 
 def _save(trainer: Trainer, plan: FitPlan) -> None:
     trainer.save_model(plan.folder)
-    load_tokenizer(plan.model, plan.chat_template, plan.trust_remote_code).save_pretrained(plan.folder)
+    config = plan.config
+    tokenizer = load_tokenizer(plan.model, config.prompt.chat_template, config.model.trust_remote_code)
+    tokenizer.save_pretrained(plan.folder)
 
 
 def _show_progress(plan: FitPlan, num_steps: int, finished: threading.Event) -> None:

@@ -7,7 +7,6 @@ table, so a step costs the policy alone.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,7 @@ from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder, read_parquet
 from prm_ray.trainer import Trainer
-from prm_ray.trainingdata import OutcomeData, held_out_metrics, plan_steps
+from prm_ray.trainingdata import OutcomeData, held_out_metrics
 
 _COLUMNS = ["prompt_id", "split", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "error", "label_error"]
 
@@ -34,8 +33,10 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     table = training_rows(config)
     data = _training_data(config, table)
     _check_labels(data, config)
-    num_steps = len(plan_steps(data.sizes, section.batch_size, section.epochs, config.run.seed))
-    fit(_plan(config, folder, policy), num_steps)
+    make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
+    plan = FitPlan("train", folder.path, policy, config, section, make_data, make_held_out)
+    num_steps = len(plan.steps(data))
+    fit(plan, num_steps)
     prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
     write_prm_json(
         folder.path,
@@ -86,34 +87,6 @@ def _check_labels(data: OutcomeData, config: RunConfig) -> None:
             f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
             f"generate more, or change generate.temperature (now {config.generate.temperature}) or the problems"
         )
-
-
-def _plan(config: RunConfig, folder: StageFolder, policy: str) -> FitPlan:
-    section = config.train
-    return FitPlan(
-        name="train",
-        folder=folder.path,
-        working_dir=os.getcwd(),
-        model=policy,
-        chat_template=config.prompt.chat_template,
-        dtype=config.model.dtype,
-        trust_remote_code=config.model.trust_remote_code,
-        make_data=partial(_training_data, config),
-        make_held_out=partial(_held_out, config),
-        lr=section.lr,
-        warmup_ratio=section.warmup_ratio,
-        epochs=section.epochs,
-        batch_size=section.batch_size,
-        token_budget=section.token_budget,
-        seed=config.run.seed,
-        checkpoint_every=section.checkpoint_every,
-        weight_decay=section.weight_decay,
-        grad_clip=section.grad_clip,
-        freeze_embeddings=section.freeze_embeddings,
-        cycles=section.cycles,
-        num_workers=section.num_workers,
-        gpus_per_worker=section.gpus_per_worker,
-    )
 
 
 def _training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:

@@ -5,7 +5,6 @@ In: problems with solutions. Out: warmup/, a plain model folder that generates, 
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 from prm_ray.config import RunConfig
@@ -15,7 +14,7 @@ from prm_ray.problems import load_problems
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder
-from prm_ray.trainingdata import SolutionData, plan_steps
+from prm_ray.trainingdata import SolutionData
 
 
 def check(config: RunConfig) -> None:
@@ -27,30 +26,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.warmup
     data = solution_data(config)
     num_problems = len(data.sizes)
-    fit(
-        FitPlan(
-            name="warmup",
-            folder=folder.path,
-            working_dir=os.getcwd(),
-            model=resolve_model(config.model.name),
-            chat_template=config.prompt.chat_template,
-            dtype=config.model.dtype,
-            trust_remote_code=config.model.trust_remote_code,
-            make_data=partial(solution_data, config),
-            make_held_out=None,
-            lr=section.lr,
-            warmup_ratio=section.warmup_ratio,
-            epochs=section.epochs,
-            batch_size=section.batch_size,
-            token_budget=section.token_budget,
-            seed=config.run.seed,
-            freeze_embeddings=section.freeze_embeddings,
-            checkpoint_every=section.checkpoint_every,
-            num_workers=section.num_workers,
-            gpus_per_worker=section.gpus_per_worker,
-        ),
-        len(plan_steps(data.sizes, section.batch_size, section.epochs, config.run.seed)),
-    )
+    model = resolve_model(config.model.name)
+    plan = FitPlan("warmup", folder.path, model, config, section, partial(solution_data, config))
+    fit(plan, len(plan.steps(data)))
     tokens = data.count(range(num_problems)) * section.epochs
     return StageResult(num_problems, num_problems, {}, tokens)
 

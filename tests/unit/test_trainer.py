@@ -136,6 +136,25 @@ def test_frozen_embeddings_stay_and_the_rest_moves(tiny_model: str) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_norms_move_at_a_rate_of_their_own_and_go_on_with_it(tiny_model: str, tmp_path: Path) -> None:
+    """The first step of Adam moves every weight by its learning rate, whatever the gradient."""
+
+    def trainer() -> Trainer:
+        model = load_model(tiny_model, "float32")
+        return Trainer(model, Schedule(1e-4, 20, 0.0), compute_dtype=torch.float32, norm_lr=1e-2)
+
+    first, data = trainer(), outcome_data()
+    before = {name: parameter.detach().clone() for name, parameter in first.model.named_parameters()}
+    run_steps(first, data, 1)
+    for name, parameter in first.model.named_parameters():
+        largest = (parameter - before[name]).abs().max().item()
+        assert largest == pytest.approx(1e-2 if parameter.ndim == 1 else 1e-4, rel=0.05), name
+    first.save_state(tmp_path / "state.safetensors")
+    second = trainer()
+    second.load_state(tmp_path / "state.safetensors")
+    assert run_steps(second, data, 2) == run_steps(first, data, 2)
+
+
 def test_a_response_sampled_twice_weighs_twice_and_is_computed_once() -> None:
     row = {"prompt_id": "p", "prompt_tokens": [5], "ref_logprobs": [-1.0, -1.0], "correct": True}
     tokens = [[7, 4], [8, 4], [7, 4]]
