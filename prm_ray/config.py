@@ -25,7 +25,7 @@ _IDENTITY = {
     "import": ("import", "prompt"),
     "reference": ("model", "reference"),
     "train": ("train",),
-    "score": (),
+    "score": ("score",),
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
 }
@@ -253,6 +253,8 @@ class TrainSection(FitSection):
 
 
 class ScoreSection(Section):
+    with_reference: bool = True
+    """False: rewards are beta * log pi, without the reference (arXiv 2412.01981 Table 5): one model, half the cost."""
     token_budget: int = Field(8192, ge=1)
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)

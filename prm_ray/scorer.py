@@ -84,12 +84,15 @@ class Scorer:
         step_rule: str = "blank_line",
         prompt: PromptSection | None = None,
         token_budget: int = 8192,
+        with_reference: bool = True,
     ):
+        """`with_reference=False` leaves the reference out of the rewards; `reference=None` needs cached log-probs."""
         for model in (policy, reference):
             if model is not None:
                 check_model(model.config)
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.beta, self.step_rule, self.token_budget = beta, step_rule, token_budget
+        self.with_reference = with_reference
         self.prompt = prompt or PromptSection()
 
     @classmethod
@@ -102,26 +105,32 @@ class Scorer:
         token_budget: int = 8192,
         beta: float | None = None,
         step_rule: str | None = None,
+        with_reference: bool | None = None,
     ) -> Scorer:
         """Load a trained PRM and its reference (none = the one named in the PRM's `prm.json`).
 
-        Two plain model folders do too: then `beta` is 1 and steps end at blank lines unless given. Raises `UserError`
-        if the two models read different vocabularies.
+        Two plain model folders do too: then `beta` is 1 and steps end at blank lines unless given. Without the
+        reference (none = as `prm.json` says) it is not loaded. Raises `UserError` if the two models read different
+        vocabularies.
         """
         policy_path = resolve_model(str(policy))
         facts = read_prm_json(policy_path) if (Path(policy_path) / "prm.json").is_file() else {}
-        if reference is None and "reference" not in facts:
+        if with_reference is None:
+            with_reference = reference is not None or facts.get("with_reference", True)
+        if with_reference and reference is None and "reference" not in facts:
             raise UserError(f"{policy_path!r} has no prm.json that names a reference; give one")
-        reference_path = resolve_model(str(reference or facts["reference"]))
-        check_vocabularies(policy_path, reference_path)
+        reference_path = resolve_model(str(reference or facts["reference"])) if with_reference else None
+        if reference_path is not None:
+            check_vocabularies(policy_path, reference_path)
         return cls(
             load_model(policy_path, dtype),
-            load_model(reference_path, dtype),
+            None if reference_path is None else load_model(reference_path, dtype),
             load_tokenizer(policy_path),
             beta=facts.get("beta", 1.0) if beta is None else beta,
             step_rule=step_rule or facts.get("step_rule", "blank_line"),
             prompt=PromptSection.model_validate(facts.get("prompt", {})),
             token_budget=token_budget,
+            with_reference=with_reference,
         )
 
     def score(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> list[ScoredResponse]:
@@ -140,7 +149,9 @@ class Scorer:
         ]
 
     def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
-        """Token rewards of every response of every group: beta * (log pi - log pi_ref)."""
+        """Token rewards of every response of every group: beta * (log pi - log pi_ref), or beta * log pi."""
+        if not self.with_reference:
+            return self._rewards(groups, None)
         assert self.reference is not None, "this scorer was made to score against cached reference log-probs"
         ref_logprobs = group_logprobs(self.reference, groups, self.token_budget)
         return self.score_against(groups, ref_logprobs)
@@ -149,10 +160,17 @@ class Scorer:
         self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]]
     ) -> list[list[list[float]]]:
         """The same from cached reference log-probs, at half the cost."""
+        return self._rewards(groups, ref_logprobs if self.with_reference else None)
+
+    def _rewards(
+        self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]] | None
+    ) -> list[list[list[float]]]:
         logprobs = group_logprobs(self.policy, groups, self.token_budget)
+        references: Sequence[Sequence[torch.Tensor | None]]
+        references = ref_logprobs or [[None] * len(group.responses) for group in groups]
         return [
             [token_rewards(ours, theirs, self.beta).tolist() for ours, theirs in zip(policy, reference, strict=True)]
-            for policy, reference in zip(logprobs, ref_logprobs, strict=True)
+            for policy, reference in zip(logprobs, references, strict=True)
         ]
 
     def count_tokens(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> int:

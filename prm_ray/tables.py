@@ -57,7 +57,7 @@ LABELS = LABELS.append(pa.field("label_error", pa.string()))  # why `correct` is
 REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_logprobs", _FLOATS))
 REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
 SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))
-SCORES = SCORES.append(pa.field("policy_logprob", pa.float32()))  # log pi of the whole response
+SCORES = SCORES.append(pa.field("policy_logprobs", _FLOATS))  # log pi of each response token
 for _aggregation in ("sum", "mean", "min", "last"):
     SCORES = SCORES.append(pa.field(f"reward_{_aggregation}", pa.float32()))
 CACHE = pa.schema([("fingerprint", pa.string()), ("ref_logprobs", _FLOATS)])

@@ -14,9 +14,13 @@ AGGREGATIONS = ("sum", "mean", "min", "last")
 """How the step rewards of a response become one number."""
 
 
-def token_rewards(logprobs_T: Tensor, ref_logprobs_T: Tensor, beta: float) -> Tensor:
-    """beta * log(pi / pi_ref) of every token, float32 [T]; its cumulative sum is the prefix value q (Prop. 3.1)."""
-    return beta * (logprobs_T.float() - ref_logprobs_T.float())
+def token_rewards(logprobs_T: Tensor, ref_logprobs_T: Tensor | None, beta: float) -> Tensor:
+    """beta * log(pi / pi_ref) of every token, float32 [T]; its cumulative sum is the prefix value q (Prop. 3.1).
+
+    Without reference log-probs, beta * log pi: as if the reference were uniform, up to a constant a token (Table 5).
+    """
+    logprobs_T = logprobs_T.float()
+    return beta * (logprobs_T if ref_logprobs_T is None else logprobs_T - ref_logprobs_T.float())
 
 
 def step_rewards(token_rewards_T: Sequence[float], step_ends: Sequence[int]) -> list[float]:

@@ -68,10 +68,15 @@ class Limits:
 class ScorerReplica:
     """One model in memory."""
 
-    def __init__(self, checkpoint: str, dtype: str, token_budget: int, max_tokens: int, num_replicas: int):
-        set_threads(num_replicas)
-        self._scorer = Scorer.from_pretrained(checkpoint, dtype=dtype, token_budget=token_budget)
-        self._max_tokens = max_tokens
+    def __init__(self, checkpoint: str, config: RunConfig):
+        set_threads(config.serve.num_replicas)
+        self._scorer = Scorer.from_pretrained(
+            checkpoint,
+            dtype=config.model.dtype,
+            token_budget=config.score.token_budget,
+            with_reference=config.score.with_reference,
+        )
+        self._max_tokens = config.serve.max_tokens
         # One thread, not a lock: a client that hangs up cancels the waiting, but never lets two passes run at once.
         self._forward = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
 
@@ -220,7 +225,4 @@ def build(config: RunConfig, checkpoint: str) -> serve.Application:
         max_constructor_retry_count=1,
     )(Ingress)
     limits = Limits(section.max_candidates, section.max_tokens)
-    replica = scorer.bind(
-        checkpoint, config.model.dtype, config.score.token_budget, section.max_tokens, section.num_replicas
-    )
-    return ingress.bind(replica, config.run.dir.name, config.evaluate.aggregation, limits)
+    return ingress.bind(scorer.bind(checkpoint, config), config.run.dir.name, config.evaluate.aggregation, limits)

@@ -103,11 +103,13 @@ def free_port() -> int:
 
 
 def _checkpoint(config: RunConfig) -> Path:
-    """The trained model's folder; that it and its reference are there is seen here, not by a dying replica."""
+    """The trained model's folder; that it and the reference it needs are there is seen here, not by a dying replica."""
     folder = StageFolder(config.run.dir, "train")
     folder.manifest()
     resolve_model(str(folder.path.resolve()))
-    resolve_model(str(read_prm_json(folder.path)["reference"]))
+    facts = read_prm_json(folder.path)
+    if config.score.with_reference:
+        resolve_model(str(facts["reference"]))
     return folder.path.resolve()
 
 

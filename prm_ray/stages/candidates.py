@@ -15,15 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prm_ray.core.rewards import AGGREGATIONS
+from prm_ray.core.rewards import AGGREGATIONS, step_rewards
 from prm_ray.errors import UserError
 from prm_ray.tables import StageFolder, count_failures, read_parquet
 
 REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
 """Best-of-N by the PRM, a method an aggregation."""
-BASELINES = ("policy_logprob_mean", "policy_logprob_sum", "ref_logprob_mean", "ref_logprob_sum")
-"""Best-of-N by a log-prob alone: the trained policy's (the reward without its reference, arXiv 2412.01981 Table 5), and
-the untrained reference's, which costs no training."""
+_UNTRAINED = ("ref_logprob_mean", "ref_logprob_sum")
+BASELINES = {
+    True: ("policy_logprob_mean", "policy_logprob_sum", "policy_logprob_min", *_UNTRAINED),
+    False: ("policy_logprob_mean", "log_ratio_sum", "log_ratio_min", *_UNTRAINED),
+}
+"""score.with_reference -> what the rewards are compared with, as best-of-N: the trained model with the reference left
+out where the rewards have it, or put in where they do not (arXiv 2412.01981 Table 5), and the log-prob of the untrained
+reference, which costs no training. `sum` and `mean` are over tokens, `min` is the lowest step."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Candidates:
     correct_N: NDArray[np.bool_]
     judged_N: NDArray[np.bool_]
     rewards: dict[str, NDArray[np.float64]]
-    """One reward a candidate for each of `REWARDS` and `BASELINES`."""
+    """One reward a candidate for each of `REWARDS` and all `BASELINES`."""
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -99,16 +104,11 @@ def survey(folder: StageFolder) -> Survey:
 
 def read_problems(folder: StageFolder, part: int) -> list[Candidates]:
     """The test problems of one part that have candidates, in the order they stand there."""
-    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "ref_logprobs", "policy_logprob"]
-    table = _test_rows(folder, part, [*columns, *(f"reward_{how}" for how in AGGREGATIONS)])
-    sums_R, lengths_R = _sum_and_length(table.column("ref_logprobs"))
-    rows = table.drop_columns("ref_logprobs").to_pylist()
+    columns = ["prompt_id", "split", "sample_index", "answer", "correct", "error", "step_ends"]
+    columns += ["ref_logprobs", "policy_logprobs", *(f"reward_{how}" for how in AGGREGATIONS)]
     by_problem: dict[str, list[dict[str, Any]]] = {}
-    for row, total, length in zip(rows, sums_R, lengths_R, strict=True):
+    for row in _test_rows(folder, part, columns).to_pylist():
         if _why_not(row) is None:
-            sums = {"ref": total, "policy": row["policy_logprob"]}
-            row |= {f"{whose}_logprob_sum": value for whose, value in sums.items()}
-            row |= {f"{whose}_logprob_mean": value / max(length, 1) for whose, value in sums.items()}
             by_problem.setdefault(row["prompt_id"], []).append(row)
     return [_candidates(prompt_id, rows) for prompt_id, rows in by_problem.items()]
 
@@ -116,7 +116,14 @@ def read_problems(folder: StageFolder, part: int) -> list[Candidates]:
 def read_texts(folder: StageFolder, part: int, prompt_ids: set[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """prompt_id -> rows with text, tokens and steps of the candidates that take part; None = of every test problem."""
     columns = ["prompt_id", "split", "sample_index", "problem", "gold_answer", "text", "response_tokens", "step_ends"]
-    columns += ["step_rewards", "answer", "correct", "error", *(f"reward_{how}" for how in AGGREGATIONS)]
+    columns += [
+        "step_rewards",
+        "ref_logprobs",
+        "answer",
+        "correct",
+        "error",
+        *(f"reward_{how}" for how in AGGREGATIONS),
+    ]
     table = _test_rows(folder, part, columns)
     if prompt_ids is not None:
         table = table.filter(pc.is_in(table.column("prompt_id"), value_set=pa.array(sorted(prompt_ids), pa.string())))
@@ -129,15 +136,25 @@ def read_texts(folder: StageFolder, part: int, prompt_ids: set[str] | None = Non
 
 def _candidates(prompt_id: str, rows: list[dict[str, Any]]) -> Candidates:
     rows = sorted(rows, key=lambda row: row["sample_index"])
-    rewards = {f"prm_{how}": np.array([row[f"reward_{how}"] for row in rows], dtype=np.float64) for how in AGGREGATIONS}
+    rewards = [{f"prm_{how}": row[f"reward_{how}"] for how in AGGREGATIONS} | _baselines(row) for row in rows]
     return Candidates(
         prompt_id=prompt_id,
         sample_index_N=np.array([row["sample_index"] for row in rows], dtype=np.int64),
         answers=[row["answer"] for row in rows],
         correct_N=np.array([row["correct"] is True for row in rows]),
         judged_N=np.array([row["correct"] is not None for row in rows]),
-        rewards=rewards | {name: np.array([row[name] for row in rows], dtype=np.float64) for name in BASELINES},
+        rewards={name: np.array([each[name] for each in rewards], dtype=np.float64) for name in rewards[0]},
     )
+
+
+def _baselines(row: dict[str, Any]) -> dict[str, float]:
+    reference_T, policy_T = np.array(row["ref_logprobs"]), np.array(row["policy_logprobs"])
+    logprobs = {"ref_logprob": reference_T, "policy_logprob": policy_T, "log_ratio": policy_T - reference_T}
+    figures = {}
+    for name, values_T in logprobs.items():
+        figures[f"{name}_sum"], figures[f"{name}_mean"] = float(values_T.sum()), float(values_T.mean())
+        figures[f"{name}_min"] = min(step_rewards(values_T.tolist(), row["step_ends"]))
+    return figures
 
 
 def _test_rows(folder: StageFolder, part: int, columns: list[str]) -> pa.Table:
@@ -153,10 +170,3 @@ def _why_not(row: dict[str, Any]) -> str | None:
     if any(reward is None for reward in rewards):
         return "no reward"
     return None if np.isfinite(rewards).all() else "reward is not a finite number"
-
-
-def _sum_and_length(lists: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    row_of_value = pc.list_parent_indices(lists.combine_chunks()).to_numpy(zero_copy_only=False)
-    values = pc.list_flatten(lists.combine_chunks()).to_numpy(zero_copy_only=False)
-    sums_R: NDArray[np.float64] = np.bincount(row_of_value, weights=values, minlength=len(lists)).astype(np.float64)
-    return sums_R, np.bincount(row_of_value, minlength=len(lists))

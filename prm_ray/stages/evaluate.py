@@ -25,6 +25,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     report: dict[str, Any] = {
         "headline": "",
         "aggregation": config.evaluate.aggregation,
+        "with_reference": config.score.with_reference,
         "vote_weight": config.rerank.vote_weight,
         "sizes": accuracies.sizes,
         "seed": config.run.seed,

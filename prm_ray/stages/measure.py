@@ -102,7 +102,7 @@ def auc_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any]
     judged = [problem.judged_N for problem in problems]
     labels = [problem.correct_N[mask] for problem, mask in zip(problems, judged, strict=True)]
     figures = {}
-    for name in (*REWARDS, *BASELINES):
+    for name in (*REWARDS, *BASELINES[config.score.with_reference]):
         scores = [problem.rewards[name][mask] for problem, mask in zip(problems, judged, strict=True)]
         within = within_problem_auc(list(zip(scores, labels, strict=True)))
         defined = [value for value in within.per_problem if value is not None]
@@ -120,12 +120,15 @@ def auc_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any]
     return figures
 
 
-def prm_accuracy_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any]:
+def prm_accuracy_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any] | None:
     """How often the sign of the response reward (sum) tells right from wrong, over judged candidates.
 
     sigmoid(reward) is the trained probability of `right`, so 0 is the threshold; `always_the_same` is what
-    calling all of them right, or all of them wrong, would reach.
+    calling all of them right, or all of them wrong, would reach. None without the reference: such a reward is never
+    above 0.
     """
+    if not config.score.with_reference:
+        return None
     hits = [((p.rewards["prm_sum"] > 0) == p.correct_N)[p.judged_N].sum() for p in problems]
     counts = [p.judged_N.sum() for p in problems]
     num_judged = int(sum(counts))

@@ -32,6 +32,7 @@ def label_of(method: str) -> str:
         "prm": f"PRM best-of-N ({how})",
         "weighted": f"PRM-weighted vote ({how})",
         "policy_logprob": f"PRM without reference ({how})",
+        "log_ratio": f"PRM with reference ({how})",
         "ref_logprob": f"Untrained reference ({how})",
     }
     names = {"majority": "Majority vote", "oracle": "Oracle (pass@N)", PASS_AT_1: "One sample (pass@1)"}

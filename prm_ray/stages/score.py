@@ -1,7 +1,8 @@
 """score: reference table + checkpoint -> token, step and response rewards of the held-out responses.
 
 In: reference/ (test rows without error). Out: scores/ adds token_rewards, step_rewards and a reward an aggregation.
-The reference's log-probs come from the table, so this costs one forward pass of the policy.
+The reference's log-probs come from the table, so this costs one forward pass of the policy. policy_logprobs are kept
+beside the rewards, so that `rerank` can compare rewards with and without the reference.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class ScoreWorker:
             beta=facts["beta"],
             step_rule=facts["step_rule"],
             token_budget=config.score.token_budget,
+            with_reference=config.score.with_reference,
         )
 
     def __call__(self, index: int) -> ShardStats:
@@ -69,6 +71,13 @@ class ScoreWorker:
             for number, token_rewards_T in zip(numbers, rewards, strict=True):
                 row = rows[number]
                 row["token_rewards"] = token_rewards_T
-                row["policy_logprob"] = sum(token_rewards_T) / self._scorer.beta + sum(row["ref_logprobs"])
+                row["policy_logprobs"] = self._policy_logprobs(token_rewards_T, row["ref_logprobs"])
                 row["step_rewards"] = step_rewards(token_rewards_T, row["step_ends"])
                 row |= {f"reward_{how}": aggregate(row["step_rewards"], how) for how in AGGREGATIONS}
+
+    def _policy_logprobs(self, token_rewards_T: list[float], ref_logprobs_T: list[float]) -> list[float]:
+        """log pi of each token, from what was computed already."""
+        logprobs_T = [reward / self._scorer.beta for reward in token_rewards_T]
+        if not self._scorer.with_reference:
+            return logprobs_T
+        return [ratio + reference for ratio, reference in zip(logprobs_T, ref_logprobs_T, strict=True)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from prm_ray.config import RunConfig
 from prm_ray.core.metrics import first_error_hit
+from prm_ray.core.rewards import step_rewards
 from prm_ray.core.steps import split_steps
 from prm_ray.stages.candidates import Survey, read_texts
 from prm_ray.stages.measure import share_interval
@@ -31,26 +32,27 @@ def first_wrong_step(steps: list[str], problem: str) -> int | None:
 
 
 def step_check(config: RunConfig, scores: StageFolder, found: Survey) -> dict[str, Any] | None:
-    """Hit rate of the lowest step over wrong responses with a wrong step, against a random step of the same responses.
+    """Hit rate of the lowest step over wrong responses with a wrong step, against a random step of the same responses
+    and against the step that the untrained reference finds least likely.
 
     None where the truth of a step is not known, or no wrong response has a wrong step.
     """
     if not knows_wrong_steps(config):
         return None
-    hits, chances, counts, without = [], [], [], 0
+    totals, without = [], 0
     for part in found.parts:
         for rows in read_texts(scores, part).values():
             results = [_check(row, config.reference.step_rule) for row in rows if row["correct"] is False]
             checked = [result for result in results if result is not None]
             without += len(results) - len(checked)
             if checked:
-                hits.append(sum(hit for hit, _ in checked))
-                chances.append(sum(chance for _, chance in checked))
-                counts.append(len(checked))
-    if not counts:
+                totals.append([sum(column) for column in zip(*checked, strict=True)])
+    if not totals:
         return None
+    hits, reference_hits, chances, counts = (list(column) for column in zip(*totals, strict=True))
     return {
         "hit_rate": asdict(share_interval(config, hits, counts)),
+        "reference_hit_rate": asdict(share_interval(config, reference_hits, counts)),
         "chance": asdict(share_interval(config, chances, counts)),
         "ratio": asdict(share_interval(config, hits, chances)),
         "num_responses": sum(counts),
@@ -59,7 +61,12 @@ def step_check(config: RunConfig, scores: StageFolder, found: Survey) -> dict[st
     }
 
 
-def _check(row: dict[str, Any], rule: str) -> tuple[float, float] | None:
+def _check(row: dict[str, Any], rule: str) -> tuple[float, float, float, int] | None:
+    """Hit of the rewards, hit of the reference's own log-probs, chance, 1; None if no step is wrong."""
     steps = steps_of(row, rule)
     first_wrong = None if steps is None else first_wrong_step(steps, row["problem"])
-    return None if first_wrong is None else first_error_hit(row["step_rewards"], first_wrong)
+    if first_wrong is None:
+        return None
+    hit, chance = first_error_hit(row["step_rewards"], first_wrong)
+    reference_hit, _ = first_error_hit(step_rewards(row["ref_logprobs"], row["step_ends"]), first_wrong)
+    return hit, reference_hit, chance, 1

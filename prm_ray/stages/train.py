@@ -44,6 +44,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
             "objective": section.objective,
             "beta": section.beta,
             "reference": reference,
+            "with_reference": config.score.with_reference,
             "step_rule": config.reference.step_rule,
             "aggregation": config.evaluate.aggregation,
             "prompt": prompt,

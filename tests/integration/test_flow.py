@@ -57,6 +57,23 @@ def test_a_scorer_gives_the_rewards_of_the_batch_stage(finished: RunConfig) -> N
         assert any(rewards)
 
 
+def test_scoring_again_without_the_reference_redoes_no_training_and_serves_the_same(finished: RunConfig) -> None:
+    """The log-probs behind both kinds of rewards are the same; the report compares the two."""
+    with_it = list(StageFolder(finished.run.dir, "score").rows())
+    config = finished.model_copy(update={"score": finished.score.model_copy(update={"with_reference": False})})
+    trained = StageFolder(finished.run.dir, "train").manifest()
+    pipeline.clear_from(config, "score")
+    pipeline.run_all(config)
+    assert StageFolder(finished.run.dir, "train").manifest() == trained
+    rows = list(StageFolder(finished.run.dir, "score").rows())
+    for row, before in zip(rows, with_it, strict=True):
+        beta = config.train.beta
+        assert row["policy_logprobs"] == pytest.approx(before["policy_logprobs"], abs=1e-4)
+        assert row["token_rewards"] == pytest.approx([beta * value for value in row["policy_logprobs"]], abs=1e-5)
+    pipeline.clear_from(finished, "score")
+    pipeline.run_all(finished)
+
+
 def test_a_second_start_does_nothing(finished: RunConfig) -> None:
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in Path(finished.run.dir).rglob("*") if path.is_file()}

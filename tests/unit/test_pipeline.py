@@ -40,7 +40,7 @@ def score_row(index: int, answer: str, reward: float) -> dict:
     rewards = {f"reward_{how}": reward for how in ("sum", "mean", "min", "last")}
     row = {"prompt_id": "p", "split": "test", "problem": "1 + 1", "gold_answer": "right", "sample_index": index}
     more = {"answer": answer, "correct": answer == "right", "ref_logprobs": [-1.0], "response_tokens": [5]}
-    more["policy_logprob"] = -1.0
+    more |= {"policy_logprobs": [-1.0], "step_ends": [1]}
     return row | more | rewards
 
 

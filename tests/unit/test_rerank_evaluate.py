@@ -26,7 +26,7 @@ FAILED = {"error": "prompt too long: 2000 tokens"}
 def row(prompt_id, index, reward=None, correct=None, answer=None, **more):
     rewards = {} if reward is None else {f"reward_{how}": reward for how in ("sum", "mean", "min", "last")}
     steps = {} if reward is None else {"step_rewards": [reward - 1.0, 1.0], "ref_logprobs": [-1.0, -float(index)]}
-    steps |= {} if reward is None else {"policy_logprob": reward}
+    steps |= {} if reward is None else {"policy_logprobs": [reward, -1.0], "step_ends": [1, 2]}
     return {
         "prompt_id": prompt_id,
         "split": "test",
@@ -61,8 +61,12 @@ PARTS = [
 ]
 
 
-def make_run(tmp_path, parts=PARTS, **rerank_section):
-    sections = {"run": {"dir": str(tmp_path)}, "import": {"source": "elsewhere.jsonl"}}
+def make_run(tmp_path, parts=PARTS, with_reference=True, **rerank_section):
+    sections = {
+        "score": {"with_reference": with_reference},
+        "run": {"dir": str(tmp_path)},
+        "import": {"source": "elsewhere.jsonl"},
+    }
     config = RunConfig.model_validate({**sections, "rerank": {"sizes": [1, 2, 4], **rerank_section}})
     scores = StageFolder(tmp_path, "score")
     scores.begin({})
@@ -91,6 +95,10 @@ def finished(tmp_path_factory):
 
 def picks_of(tmp_path):
     return {(row["prompt_id"], row["method"], row["n"]): row for row in StageFolder(tmp_path, "rerank").rows()}
+
+
+def page_of(tmp_path):
+    return (tmp_path / "report" / "report.html").read_text()
 
 
 def report_of(tmp_path):
@@ -141,6 +149,20 @@ def test_report_has_auc_and_prm_accuracy_over_judged_candidates(finished):
     assert (figures["within_problem"]["value"], figures["num_problems_with_both"], figures["num_pairs"]) == (0.5, 2, 2)
     assert report["prm_accuracy"]["accuracy"]["value"] == 0.5
     assert report["prm_accuracy"]["always_the_same"] == pytest.approx(2 / 3)
+
+
+def test_the_report_compares_rewards_with_and_without_the_reference(tmp_path):
+    """p1: steps of log-ratio 3, -1 for the right one, 2, 0 for the wrong one: as much in all, but a lower lowest."""
+    run_stages(make_run(tmp_path / "with"))
+    run_stages(make_run(tmp_path / "without", with_reference=False))
+    with_it, without = report_of(tmp_path / "with"), report_of(tmp_path / "without")
+    assert "policy_logprob_min" in with_it["accuracy"] and "log_ratio_min" not in with_it["accuracy"]
+    assert "log_ratio_min" in without["accuracy"] and "policy_logprob_min" not in without["accuracy"]
+    assert picks_of(tmp_path / "with")["p1", "policy_logprob_sum", 2]["correct"] is True
+    assert picks_of(tmp_path / "without")["p1", "log_ratio_sum", 2]["correct"] is True
+    assert picks_of(tmp_path / "without")["p1", "log_ratio_min", 2]["correct"] is False
+    assert without["prm_accuracy"] is None and "sign of the reward" not in page_of(tmp_path / "without")
+    assert "without its reference" in page_of(tmp_path / "without")
 
 
 def test_headline_does_not_claim_what_the_intervals_do_not_show(finished):

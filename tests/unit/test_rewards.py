@@ -11,6 +11,10 @@ def test_policy_equal_to_reference_gives_rewards_of_exactly_zero() -> None:
     assert token_rewards(logprobs, logprobs.clone(), beta=0.05).tolist() == [0.0] * 7
 
 
+def test_without_a_reference_a_reward_is_beta_times_the_log_prob() -> None:
+    assert token_rewards(torch.tensor([-2.0, -4.0]), None, beta=0.5).tolist() == [-1.0, -2.0]
+
+
 def test_step_rewards_are_sums_of_token_rewards_and_add_up_to_the_response_reward() -> None:
     """beta 0.5, log-ratios 2, -4, 6: token rewards 1, -2, 3; steps of 2 and 1 tokens: -1 and 3; in all 2."""
     rewards = token_rewards(torch.tensor([2.0, -4.0, 6.0]), torch.zeros(3), beta=0.5).tolist()

@@ -47,6 +47,19 @@ def test_companions_and_order_do_not_change_a_reward(tiny_model: str, other_tiny
         assert alone.token_rewards == pytest.approx(ours.token_rewards, abs=1e-5)
 
 
+def test_without_the_reference_a_reward_is_beta_times_the_log_prob_and_one_model_is_loaded(
+    tiny_model: str, other_tiny_model: str
+) -> None:
+    scorer = Scorer.from_pretrained(tiny_model, dtype="float32", beta=0.5, with_reference=False)
+    assert scorer.reference is None
+    without = scorer.score("1+2+4", RESPONSES)
+    assert all(reward < 0 for response in without for reward in response.token_rewards)
+    other = Scorer.from_pretrained(other_tiny_model, dtype="float32", beta=0.5, with_reference=False)
+    ratios = scorer_of(tiny_model, other_tiny_model).score("1+2+4", RESPONSES)
+    for ours, theirs, ratio in zip(without, other.score("1+2+4", RESPONSES), ratios, strict=True):
+        assert ours.rewards["sum"] - theirs.rewards["sum"] == pytest.approx(ratio.rewards["sum"], abs=1e-5)
+
+
 def test_an_empty_response_is_named_not_scored(tiny_model: str) -> None:
     scorer = Scorer.from_pretrained(tiny_model, tiny_model, dtype="float32")
     with pytest.raises(UserError, match="response 1 is empty"):

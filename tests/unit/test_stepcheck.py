@@ -27,6 +27,7 @@ def score_rows(step_rewards_of_each):
         yield {
             **{"prompt_id": "p", "split": "test", "sample_index": index, "problem": problem.problem, "text": text},
             **{"correct": False, "answer": "0", "step_rewards": step_rewards, **rewards},
+            **{"ref_logprobs": [0.0, -1.0, 0.0], "step_ends": [1, 2, 3]},
         }
 
 
@@ -45,6 +46,7 @@ def test_lowest_step_on_the_spoilt_line_is_a_hit_and_chance_is_one_over_the_step
     found = check(tmp_path, lambda num: [[0.0, -1.0] + [0.5] * (num - 2), [-1.0] + [0.5] * (num - 1)])
     num_steps = round(1 / found["chance"]["value"])
     assert found["hit_rate"]["value"] == 0.5
+    assert found["reference_hit_rate"]["value"] == 1.0, "its least likely step is the spoilt one"
     assert num_steps == 3
     assert found["ratio"]["value"] == pytest.approx(0.5 * num_steps)
     assert (found["num_responses"], found["num_problems"]) == (2, 1)
