@@ -144,6 +144,7 @@ class FitSection(Section):
     """Tokens of one micro-batch on one worker."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
+    """Of matrices; gains and biases have none."""
     grad_clip: float = Field(1.0, gt=0)
     freeze_embeddings: bool = False
     """Keep the token embeddings and output layer as they are; saves their share of gradient and optimizer."""
@@ -254,7 +255,7 @@ class TrainSection(FitSection):
 
 class ScoreSection(Section):
     with_reference: bool = True
-    """False: rewards are beta * log pi, without the reference (arXiv 2412.01981 Table 5): one model, half the cost."""
+    """False: rewards are beta * log pi (arXiv 2412.01981 Table 5); a server then loads one model, not two."""
     token_budget: int = Field(8192, ge=1)
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)

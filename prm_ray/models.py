@@ -183,7 +183,9 @@ def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
     if Path(reference).is_dir():
         reference = os.path.relpath(reference, folder)
     text = json.dumps({**facts, "reference": reference}, indent=2)
-    (folder / "prm.json").write_text(text + "\n", encoding="utf-8")
+    unfinished = folder / ".prm.json"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(folder / "prm.json")
 
 
 def read_prm_json(folder: str | Path) -> dict[str, Any]:

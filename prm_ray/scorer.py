@@ -1,4 +1,4 @@
-"""`Scorer`: (problem, responses) -> step rewards, from a policy and its reference. No Ray, no vLLM.
+"""`Scorer`: (problem, responses) -> step rewards, from a policy and (or without) its reference. No Ray, no vLLM.
 
     scorer = Scorer.from_pretrained("runs/demo/checkpoint")
     for response in scorer.score("12 + 45 - 8", ["12 + 45 = 57\\n57 - 8 = 49\\nAnswer: 49"]):
@@ -72,7 +72,7 @@ def group_logprobs(
 
 
 class Scorer:
-    """Step rewards from two causal language models over the same tokens."""
+    """Step rewards from a policy, and mostly a reference: causal language models over the same tokens."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Scorer:
         token_budget: int = 8192,
         with_reference: bool = True,
     ):
-        """`with_reference=False` leaves the reference out of the rewards; `reference=None` needs cached log-probs."""
+        """`with_reference=False` leaves the reference out; else `reference=None` needs cached log-probs."""
         for model in (policy, reference):
             if model is not None:
                 check_model(model.config)
@@ -109,16 +109,20 @@ class Scorer:
     ) -> Scorer:
         """Load a trained PRM and its reference (none = the one named in the PRM's `prm.json`).
 
-        Two plain model folders do too: then `beta` is 1 and steps end at blank lines unless given. Without the
-        reference (none = as `prm.json` says) it is not loaded. Raises `UserError` if the two models read different
-        vocabularies.
+        Plain model folders do too: then `beta` is 1 and steps end at blank lines unless given. `with_reference=False`
+        (none = as the PRM's responses were scored) loads the policy alone. Raises `UserError` if the two models read
+        different vocabularies, or a reference is given that would not be used.
         """
         policy_path = resolve_model(str(policy))
         facts = read_prm_json(policy_path) if (Path(policy_path) / "prm.json").is_file() else {}
         if with_reference is None:
             with_reference = reference is not None or facts.get("with_reference", True)
         if with_reference and reference is None and "reference" not in facts:
-            raise UserError(f"{policy_path!r} has no prm.json that names a reference; give one")
+            raise UserError(
+                f"{policy_path!r} has no prm.json that names a reference; give one, or score with_reference=False"
+            )
+        if not with_reference and reference is not None:
+            raise UserError(f"the reference {str(reference)!r} would not be used: with_reference is False")
         reference_path = resolve_model(str(reference or facts["reference"])) if with_reference else None
         if reference_path is not None:
             check_vocabularies(policy_path, reference_path)
@@ -159,7 +163,7 @@ class Scorer:
     def score_against(
         self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]]
     ) -> list[list[list[float]]]:
-        """The same from cached reference log-probs, at half the cost."""
+        """The same from cached reference log-probs: one forward pass instead of two."""
         return self._rewards(groups, ref_logprobs if self.with_reference else None)
 
     def _rewards(

@@ -96,10 +96,8 @@ class Trainer:
         model.to(compute_dtype).train()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         fused = self._masters[0].device.type in ("cuda", "cpu")
-        groups = self._parameter_groups(1.0 if norm_lr is None else norm_lr / schedule.lr)
-        self._optimizer = torch.optim.AdamW(
-            groups, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused
-        )
+        groups = self._parameter_groups(weight_decay, 1.0 if norm_lr is None else norm_lr / schedule.lr)
+        self._optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95), fused=fused)
         self._flat_grad, self._grads = _flat_views(self._masters)
         self._cycle_sums: list[Tensor] = []
 
@@ -116,11 +114,11 @@ class Trainer:
             total += mean.detach()
             self._move_grads()
         self._add_over_workers(total, self._flat_grad)
-        norm = torch.linalg.vector_norm(self._flat_grad)
+        norm = torch.nn.utils.get_total_norm(self._grads)  # of the parts: one float32 sum over 10^8 numbers is inexact
         if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
             raise NonFiniteLossError(
                 f"loss {total.item()} and gradient norm {norm.item()} at step {self.num_steps}: not finite; "
-                "lower train.lr or train.beta, or compute in float32 (model.dtype)"
+                "lower the learning rate (lr, norm_lr) or train.beta, or compute in float32 (model.dtype)"
             )
         lr = self.schedule.at(self.num_steps)
         self._move_weights(norm.item(), lr)
@@ -171,11 +169,14 @@ class Trainer:
         """Write a plain Hugging Face model folder in the compute dtype."""
         self.model.save_pretrained(folder)
 
-    def _parameter_groups(self, norm_factor: float) -> list[dict[str, Any]]:
-        """Matrices, and vectors at `norm_factor` times their learning rate; none without a parameter."""
-        vectors = [master for master in self._masters if master.ndim == 1]
+    def _parameter_groups(self, weight_decay: float, norm_factor: float) -> list[dict[str, Any]]:
+        """Matrices, and vectors: at `norm_factor` times their learning rate and without weight decay, as usual."""
         matrices = [master for master in self._masters if master.ndim > 1]
-        groups = [{"params": matrices, "factor": 1.0}, {"params": vectors, "factor": norm_factor}]
+        vectors = [master for master in self._masters if master.ndim <= 1]
+        groups = [
+            {"params": matrices, "factor": 1.0, "weight_decay": weight_decay},
+            {"params": vectors, "factor": norm_factor, "weight_decay": 0.0},
+        ]
         return [group for group in groups if group["params"]]
 
     def _move_grads(self) -> None:

@@ -74,7 +74,6 @@ class ScorerReplica:
             checkpoint,
             dtype=config.model.dtype,
             token_budget=config.score.token_budget,
-            with_reference=config.score.with_reference,
         )
         self._max_tokens = config.serve.max_tokens
         # One thread, not a lock: a client that hangs up cancels the waiting, but never lets two passes run at once.

@@ -108,7 +108,13 @@ def _checkpoint(config: RunConfig) -> Path:
     folder.manifest()
     resolve_model(str(folder.path.resolve()))
     facts = read_prm_json(folder.path)
-    if config.score.with_reference:
+    scored_with = facts.get("with_reference", True)
+    if scored_with != config.score.with_reference:
+        raise UserError(
+            f"score.with_reference is {str(config.score.with_reference).lower()}, but {str(folder.path)!r} was scored "
+            f"with {str(scored_with).lower()}: set it to that, or score again with --fresh score"
+        )
+    if scored_with:
         resolve_model(str(facts["reference"]))
     return folder.path.resolve()
 

@@ -15,20 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prm_ray.core.rewards import AGGREGATIONS, step_rewards
+from prm_ray.config import RunConfig
+from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
 from prm_ray.errors import UserError
 from prm_ray.tables import StageFolder, count_failures, read_parquet
 
 REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
 """Best-of-N by the PRM, a method an aggregation."""
-_UNTRAINED = ("ref_logprob_mean", "ref_logprob_sum")
-BASELINES = {
-    True: ("policy_logprob_mean", "policy_logprob_sum", "policy_logprob_min", *_UNTRAINED),
-    False: ("policy_logprob_mean", "log_ratio_sum", "log_ratio_min", *_UNTRAINED),
-}
-"""score.with_reference -> what the rewards are compared with, as best-of-N: the trained model with the reference left
-out where the rewards have it, or put in where they do not (arXiv 2412.01981 Table 5), and the log-prob of the untrained
-reference, which costs no training. `sum` and `mean` are over tokens, `min` is the lowest step."""
+REFERENCE = ("ref_logprob_mean", "ref_logprob_sum")
+"""Best-of-N by the untrained reference's log-prob, the mean or the sum over tokens: it costs no training."""
+
+
+def counterparts(config: RunConfig) -> tuple[str, ...]:
+    """Best-of-N by the same trained model with the reference left out where the rewards have it, or put in where they
+    do not (arXiv 2412.01981 Table 5), a method an aggregation."""
+    whose = "prm_without_reference" if config.score.with_reference else "prm_with_reference"
+    return tuple(f"{whose}_{how}" for how in config.rerank.aggregations)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Candidates:
     correct_N: NDArray[np.bool_]
     judged_N: NDArray[np.bool_]
     rewards: dict[str, NDArray[np.float64]]
-    """One reward a candidate for each of `REWARDS` and all `BASELINES`."""
+    """One reward a candidate for each of `REWARDS`, `REFERENCE` and both kinds of `counterparts`."""
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -149,11 +151,11 @@ def _candidates(prompt_id: str, rows: list[dict[str, Any]]) -> Candidates:
 
 def _baselines(row: dict[str, Any]) -> dict[str, float]:
     reference_T, policy_T = np.array(row["ref_logprobs"]), np.array(row["policy_logprobs"])
-    logprobs = {"ref_logprob": reference_T, "policy_logprob": policy_T, "log_ratio": policy_T - reference_T}
-    figures = {}
-    for name, values_T in logprobs.items():
-        figures[f"{name}_sum"], figures[f"{name}_mean"] = float(values_T.sum()), float(values_T.mean())
-        figures[f"{name}_min"] = min(step_rewards(values_T.tolist(), row["step_ends"]))
+    figures = {"ref_logprob_sum": float(reference_T.sum()), "ref_logprob_mean": float(reference_T.mean())}
+    kinds = {"prm_without_reference": policy_T, "prm_with_reference": policy_T - reference_T}
+    for whose, values_T in kinds.items():
+        rewards_S = step_rewards(values_T.tolist(), row["step_ends"])
+        figures |= {f"{whose}_{how}": aggregate(rewards_S, how) for how in AGGREGATIONS}
     return figures
 
 

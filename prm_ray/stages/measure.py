@@ -23,7 +23,7 @@ from prm_ray.core.metrics import (
     within_problem_auc,
 )
 from prm_ray.errors import UserError
-from prm_ray.stages.candidates import BASELINES, REWARDS, Candidates
+from prm_ray.stages.candidates import REFERENCE, REWARDS, Candidates, counterparts
 from prm_ray.tables import StageFolder
 
 PASS_AT_1 = "pass@1"
@@ -102,7 +102,7 @@ def auc_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any]
     judged = [problem.judged_N for problem in problems]
     labels = [problem.correct_N[mask] for problem, mask in zip(problems, judged, strict=True)]
     figures = {}
-    for name in (*REWARDS, *BASELINES[config.score.with_reference]):
+    for name in (*REWARDS, *counterparts(config), *REFERENCE):
         scores = [problem.rewards[name][mask] for problem, mask in zip(problems, judged, strict=True)]
         within = within_problem_auc(list(zip(scores, labels, strict=True)))
         defined = [value for value in within.per_problem if value is not None]

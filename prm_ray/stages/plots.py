@@ -31,9 +31,9 @@ def label_of(method: str) -> str:
     families = {
         "prm": f"PRM best-of-N ({how})",
         "weighted": f"PRM-weighted vote ({how})",
-        "policy_logprob": f"PRM without reference ({how})",
-        "log_ratio": f"PRM with reference ({how})",
-        "ref_logprob": f"Untrained reference ({how})",
+        "prm_without_reference": f"PRM without reference ({how})",
+        "prm_with_reference": f"PRM with reference ({how})",
+        "ref_logprob": f"Untrained reference ({'token ' if how == 'mean' else ''}{how})",
     }
     names = {"majority": "Majority vote", "oracle": "Oracle (pass@N)", PASS_AT_1: "One sample (pass@1)"}
     return names.get(method) or families.get(family, method)

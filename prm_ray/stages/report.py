@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def write_page(report: dict[str, Any], examples: list[dict[str, Any]], path: Pat
         tiles=_tiles(report),
         best=_best(report),
         examples=examples,
-        reward_scale=_reward_scale(examples),
+        **_colours(report, examples),
         config_text=json.dumps(report["config"], indent=2),
     )
     path.write_text(page, encoding="utf-8")
@@ -108,8 +109,13 @@ def _best(report: dict[str, Any]) -> dict[str, float]:
     return {str(n): max(round(figures[str(n)]["value"], 3) for figures in methods) for n in report["sizes"]}
 
 
-def _reward_scale(examples: list[dict[str, Any]]) -> float:
-    """The step reward that gets the full colour: the 90th percentile of those shown, by size."""
+def _colours(report: dict[str, Any], examples: list[dict[str, Any]]) -> dict[str, float]:
+    """The step reward without a colour, and how far from it is the full colour: the 90th percentile of those shown.
+
+    0 has no colour if rewards are log-ratios; log-probs are never above 0, so there it is the median of those shown.
+    """
     candidates = [candidate for example in examples for candidate in example["candidates"]]
-    sizes = sorted(abs(step["reward"]) for candidate in candidates for step in candidate["steps"])
-    return (sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0) or 1.0
+    rewards = [step["reward"] for candidate in candidates for step in candidate["steps"]]
+    center = 0.0 if report["with_reference"] or not rewards else statistics.median(rewards)
+    sizes = sorted(abs(reward - center) for reward in rewards)
+    return {"reward_center": center, "reward_scale": (sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0) or 1.0}

@@ -25,7 +25,7 @@ from prm_ray.core.selection import (
 )
 from prm_ray.errors import UserError
 from prm_ray.runlog import Progress
-from prm_ray.stages.candidates import BASELINES, Candidates, read_problems, survey
+from prm_ray.stages.candidates import REFERENCE, Candidates, counterparts, read_problems, survey
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder
 
@@ -88,7 +88,7 @@ def pick_rows(problem: Candidates, size: int, config: RunConfig) -> list[dict[st
 def _methods(problem: Candidates, n: int, config: RunConfig) -> Iterator[tuple[str, float, int | None]]:
     """(method, accuracy, pick among all candidates) for each method."""
     correct_N, section = problem.correct_N, config.rerank
-    for method in (*(f"prm_{how}" for how in section.aggregations), *BASELINES[config.score.with_reference]):
+    for method in (*(f"prm_{how}" for how in section.aggregations), *counterparts(config), *REFERENCE):
         rewards_N = problem.pick_by(method)
         yield method, best_of_n_accuracy(rewards_N, correct_N, n), best_of_n(rewards_N)
     rng = np.random.default_rng([config.run.seed, zlib.crc32(problem.prompt_id.encode()), n])

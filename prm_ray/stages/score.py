@@ -1,6 +1,7 @@
 """score: reference table + checkpoint -> token, step and response rewards of the held-out responses.
 
-In: reference/ (test rows without error). Out: scores/ adds token_rewards, step_rewards and a reward an aggregation.
+In: reference/ (test rows without error). Out: scores/ adds token_rewards, step_rewards, policy_logprobs and a
+reward an aggregation.
 The reference's log-probs come from the table, so this costs one forward pass of the policy. policy_logprobs are kept
 beside the rewards, so that `rerank` can compare rewards with and without the reference.
 """
@@ -13,7 +14,7 @@ import torch
 
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
-from prm_ray.models import load_model, load_tokenizer, read_prm_json
+from prm_ray.models import load_model, load_tokenizer, read_prm_json, write_prm_json
 from prm_ray.scorer import Scorer
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
@@ -23,8 +24,9 @@ from prm_ray.tables import StageFolder, count_failures
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    source = StageFolder(config.run.dir, "reference")
-    read_prm_json(StageFolder(config.run.dir, "train").path)
+    source, checkpoint = StageFolder(config.run.dir, "reference"), StageFolder(config.run.dir, "train").path
+    # Whoever loads the checkpoint, a program or the server, then rewards as this table does.
+    write_prm_json(checkpoint, read_prm_json(checkpoint) | {"with_reference": config.score.with_reference})
     map_shards(
         folder,
         max(source.finished_parts()) + 1,

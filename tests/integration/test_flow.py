@@ -1,5 +1,6 @@
 """All stages on a tiny model, from problems to report, and what a second start does."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.core.packing import PromptGroup
+from prm_ray.errors import UserError
 from prm_ray.scorer import Scorer
+from prm_ray.serve import server
 from prm_ray.stages import pipeline
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config
@@ -57,21 +60,32 @@ def test_a_scorer_gives_the_rewards_of_the_batch_stage(finished: RunConfig) -> N
         assert any(rewards)
 
 
-def test_scoring_again_without_the_reference_redoes_no_training_and_serves_the_same(finished: RunConfig) -> None:
-    """The log-probs behind both kinds of rewards are the same; the report compares the two."""
+def test_scoring_again_without_the_reference_redoes_no_training_and_the_checkpoint_knows(
+    finished: RunConfig, tmp_path: Path
+) -> None:
+    """The log-probs behind both kinds of rewards are the same; who loads the checkpoint rewards as the table does."""
     with_it = list(StageFolder(finished.run.dir, "score").rows())
-    config = finished.model_copy(update={"score": finished.score.model_copy(update={"with_reference": False})})
+    shutil.copytree(finished.run.dir, tmp_path / "run")
+    update = {
+        "run": finished.run.model_copy(update={"dir": tmp_path / "run"}),
+        "score": finished.score.model_copy(update={"with_reference": False}),
+    }
+    config = finished.model_copy(update=update)
     trained = StageFolder(finished.run.dir, "train").manifest()
     pipeline.clear_from(config, "score")
     pipeline.run_all(config)
-    assert StageFolder(finished.run.dir, "train").manifest() == trained
-    rows = list(StageFolder(finished.run.dir, "score").rows())
+    assert StageFolder(config.run.dir, "train").manifest() == trained
+    rows = list(StageFolder(config.run.dir, "score").rows())
     for row, before in zip(rows, with_it, strict=True):
         beta = config.train.beta
         assert row["policy_logprobs"] == pytest.approx(before["policy_logprobs"], abs=1e-4)
         assert row["token_rewards"] == pytest.approx([beta * value for value in row["policy_logprobs"]], abs=1e-5)
-    pipeline.clear_from(finished, "score")
-    pipeline.run_all(finished)
+    scorer = Scorer.from_pretrained(StageFolder(config.run.dir, "train").path, dtype="float32")
+    assert scorer.reference is None
+    (((*rewards,),),) = scorer.score_tokens([PromptGroup(rows[0]["prompt_tokens"], [rows[0]["response_tokens"]])])
+    assert rewards == pytest.approx(rows[0]["token_rewards"], abs=1e-5)
+    with pytest.raises(UserError, match=r"score.with_reference is true, but .* was scored with false"):
+        server.start(config.model_copy(update={"score": finished.score}))
 
 
 def test_a_second_start_does_nothing(finished: RunConfig) -> None:

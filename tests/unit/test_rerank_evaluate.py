@@ -16,7 +16,7 @@ import pytest
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.stages import evaluate, rerank
-from prm_ray.stages.candidates import survey
+from prm_ray.stages.candidates import read_problems, survey
 from prm_ray.tables import StageFolder
 
 EVIL = "<script>alert(1)</script> 5 < 6 & more"
@@ -151,18 +151,32 @@ def test_report_has_auc_and_prm_accuracy_over_judged_candidates(finished):
     assert report["prm_accuracy"]["always_the_same"] == pytest.approx(2 / 3)
 
 
-def test_the_report_compares_rewards_with_and_without_the_reference(tmp_path):
-    """p1: steps of log-ratio 3, -1 for the right one, 2, 0 for the wrong one: as much in all, but a lower lowest."""
-    run_stages(make_run(tmp_path / "with"))
-    run_stages(make_run(tmp_path / "without", with_reference=False))
-    with_it, without = report_of(tmp_path / "with"), report_of(tmp_path / "without")
-    assert "policy_logprob_min" in with_it["accuracy"] and "log_ratio_min" not in with_it["accuracy"]
-    assert "log_ratio_min" in without["accuracy"] and "policy_logprob_min" not in without["accuracy"]
-    assert picks_of(tmp_path / "with")["p1", "policy_logprob_sum", 2]["correct"] is True
-    assert picks_of(tmp_path / "without")["p1", "log_ratio_sum", 2]["correct"] is True
-    assert picks_of(tmp_path / "without")["p1", "log_ratio_min", 2]["correct"] is False
-    assert without["prm_accuracy"] is None and "sign of the reward" not in page_of(tmp_path / "without")
-    assert "without its reference" in page_of(tmp_path / "without")
+def test_rewards_with_and_without_the_reference_by_hand(tmp_path):
+    """p1 in the order sampled: policy log-probs 2, -1 and 1, -1; the reference's -1, 0 and -1, -1; a step a token."""
+    make_run(tmp_path)
+    rewards = read_problems(StageFolder(tmp_path, "score"), 0)[0].rewards
+    assert rewards["prm_without_reference_sum"].tolist() == [1.0, 0.0]
+    assert rewards["prm_without_reference_min"].tolist() == [-1.0, -1.0]
+    assert rewards["prm_with_reference_sum"].tolist() == [2.0, 2.0]
+    assert rewards["prm_with_reference_min"].tolist() == [-1.0, 0.0]
+    assert rewards["ref_logprob_sum"].tolist() == [-1.0, -2.0]
+    assert rewards["ref_logprob_mean"].tolist() == [-0.5, -1.0]
+
+
+@pytest.mark.parametrize(("with_reference", "shown"), [(True, "without"), (False, "with")])
+def test_the_report_shows_the_other_kind_of_reward_beside_the_runs_own(tmp_path, with_reference, shown):
+    run_stages(make_run(tmp_path, with_reference=with_reference))
+    methods = [method for method in report_of(tmp_path)["accuracy"] if "_reference_" in method]
+    assert methods == [f"prm_{shown}_reference_{how}" for how in ("sum", "mean", "min", "last")]
+    assert f"PRM {shown} reference (min)" in page_of(tmp_path)
+    assert (report_of(tmp_path)["prm_accuracy"] is not None) == with_reference
+
+
+def test_steps_are_coloured_around_their_median_where_no_reward_is_above_0(tmp_path):
+    low = [{**each, "step_rewards": [-1.0, -9.0]} for each in PARTS[0][:2]]
+    run_stages(make_run(tmp_path, [low], with_reference=False))
+    page = page_of(tmp_path)
+    assert page.count('class="step up"') == page.count('class="step down"') == 2
 
 
 def test_headline_does_not_claim_what_the_intervals_do_not_show(finished):
