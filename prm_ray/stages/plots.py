@@ -33,7 +33,7 @@ def label_of(method: str) -> str:
         "weighted": f"PRM-weighted vote ({how})",
         "prm_without_reference": f"PRM without reference ({how})",
         "prm_with_reference": f"PRM with reference ({how})",
-        "ref_logprob": f"Untrained reference ({'token ' if how == 'mean' else ''}{how})",
+        "ref_logprob": f"Untrained reference ({how})",
     }
     names = {"majority": "Majority vote", "oracle": "Oracle (pass@N)", PASS_AT_1: "One sample (pass@1)"}
     return names.get(method) or families.get(family, method)

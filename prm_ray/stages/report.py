@@ -43,10 +43,11 @@ def _verdict(difference: dict[str, float], other: str, figures: dict[str, float]
 def text_table(report: dict[str, Any]) -> str:
     """The table of methods and N for a terminal."""
     sizes = [str(n) for n in report["sizes"]]
-    head = f"{'% right [95 % interval]':<28}" + "".join(f"{'N = ' + n:>20}" for n in sizes)
-    lines = [head, "-" * len(head), f"{label_of(PASS_AT_1):<28}{_cell(report[PASS_AT_1]):>20}"]
+    width = max(len(label_of(method)) for method in report["accuracy"]) + 2
+    head = f"{'% right [95 % interval]':<{width}}" + "".join(f"{'N = ' + n:>20}" for n in sizes)
+    lines = [head, "-" * len(head), f"{label_of(PASS_AT_1):<{width}}{_cell(report[PASS_AT_1]):>20}"]
     for method, figures in report["accuracy"].items():
-        lines.append(f"{label_of(method):<28}" + "".join(f"{_cell(figures[n]):>20}" for n in sizes))
+        lines.append(f"{label_of(method):<{width}}" + "".join(f"{_cell(figures[n]):>20}" for n in sizes))
     return "\n".join(lines)
 
 
