@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import PromptSection, RunConfig
 from prm_ray.errors import UserError
+from prm_ray.tables import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -182,10 +183,7 @@ def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
     reference = facts["reference"]
     if Path(reference).is_dir():
         reference = os.path.relpath(reference, folder)
-    text = json.dumps({**facts, "reference": reference}, indent=2)
-    unfinished = folder / ".prm.json"
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(folder / "prm.json")
+    write_json(folder / "prm.json", {**facts, "reference": reference})
 
 
 def read_prm_json(folder: str | Path) -> dict[str, Any]:

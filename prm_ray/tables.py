@@ -107,18 +107,22 @@ class StageFolder:
             raise UserError(f"{str(self.path)!r} is not finished; run the {self.stage} stage first")
         return json.loads(self.manifest_path.read_text(encoding="utf-8"))
 
-    def begin(self, identity: dict[str, Any]) -> None:
+    def begin(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
         """Open for work; a folder begun with other settings is refused, never mixed or silently thrown away."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.check_identity(identity)
+        self.check_identity(identity, defaults)
         write_json(self.path / "started.json", identity)
 
-    def check_identity(self, identity: dict[str, Any]) -> None:
-        """Raises `UserError` naming each setting that differs from what the folder was begun with."""
+    def check_identity(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+        """Raises `UserError` naming each setting that differs from what the folder was begun with.
+
+        A setting that did not exist then had its value of `defaults`, so a newer version goes on with an older folder.
+        """
         started = self.path / "started.json"
         if not started.is_file():
             return
-        before, now = json.loads(started.read_text(encoding="utf-8")), json.loads(json.dumps(identity))
+        before = json.loads(json.dumps(defaults or {})) | json.loads(started.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(identity))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             lines = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)

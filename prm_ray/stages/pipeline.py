@@ -29,7 +29,7 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
     Raises `UserError` before any work if a folder was made with other settings.
     """
     for stage in config.stages():
-        StageFolder(config.run.dir, stage).check_identity(_identity(config, stage))
+        _check_identity(config, stage)
     for stage in config.stages():
         if not StageFolder(config.run.dir, stage).is_done():
             _check_inputs(config, stage)
@@ -45,7 +45,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     _check_belongs(config, stage)
     _check_upstream(config, stage)
     folder, identity = StageFolder(config.run.dir, stage), _identity(config, stage)
-    folder.check_identity(identity)
+    _check_identity(config, stage)
     if folder.is_done():
         log.info("%-9s already done in %s", stage, folder.path)
         return folder.manifest()
@@ -56,7 +56,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
 
         start_ray(config)
     resumed = folder.path.is_dir()
-    folder.begin(identity)
+    folder.begin(identity, RunConfig().identity(stage))
     log.info("%-9s %s in %s", stage, "goes on" if resumed else "starts", folder.path)
     start = time.monotonic()
     try:
@@ -80,7 +80,7 @@ def clear_from(config: RunConfig, stage: str) -> None:
     _check_belongs(config, stage)
     stages = config.stages()
     for earlier in stages[: stages.index(stage)]:
-        StageFolder(config.run.dir, earlier).check_identity(_identity(config, earlier))
+        _check_identity(config, earlier)
     for later in reversed(stages[stages.index(stage) :]):
         folder = StageFolder(config.run.dir, later)
         if folder.path.exists():
@@ -129,9 +129,12 @@ def _check_belongs(config: RunConfig, stage: str) -> None:
 def _check_upstream(config: RunConfig, stage: str) -> None:
     stages = config.stages()
     for earlier in stages[: stages.index(stage)]:
-        folder = StageFolder(config.run.dir, earlier)
-        folder.manifest()
-        folder.check_identity(_identity(config, earlier))
+        StageFolder(config.run.dir, earlier).manifest()
+        _check_identity(config, earlier)
+
+
+def _check_identity(config: RunConfig, stage: str) -> None:
+    StageFolder(config.run.dir, stage).check_identity(_identity(config, stage), RunConfig().identity(stage))
 
 
 def _identity(config: RunConfig, stage: str) -> dict[str, Any]:

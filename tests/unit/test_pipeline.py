@@ -1,5 +1,6 @@
 """Order, staleness and manifests, on folders written by hand and with the real rerank stage (which needs no Ray)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,18 @@ def test_a_changed_setting_upstream_is_refused_by_key_and_values(tmp_path: Path)
     for run in (lambda: run_stage(changed, "rerank"), lambda: run_all(changed)):
         with pytest.raises(UserError, match=r"train\.beta was 0\.05, now 0\.2.*--fresh train"):
             run()
+
+
+def test_a_setting_that_an_older_version_did_not_have_counts_as_its_default(tmp_path: Path):
+    config = make_config(tmp_path)
+    finish_by_hand(config)
+    started = StageFolder(config.run.dir, "train").path / "started.json"
+    settings = json.loads(started.read_text())
+    del settings["train.cycles"]
+    started.write_text(json.dumps(settings))
+    assert run_stage(config, "rerank")["rows_out"] > 0
+    with pytest.raises(UserError, match=r"train\.cycles was 1, now 2"):
+        run_stage(make_config(tmp_path, "train.cycles=2"), "rerank")
 
 
 def test_how_a_stage_runs_may_change(tmp_path: Path):
