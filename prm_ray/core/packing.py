@@ -16,6 +16,8 @@ from torch import Tensor
 
 SHORTEST_ROW = 256
 """Rows hold at least so many tokens where there are enough trees: attention over that length is still cheap."""
+_FULL = 0.75
+"""A row joins a batch if it fills at least this share of the batch's length; the rest of it would be padding."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def pack(groups: Sequence[PromptGroup], token_budget: int) -> list[PackedBatch]:
     batches: list[list[list[_Tree]]] = []
     for row in _fill_rows(trees, token_budget):
         width = _width(batches[-1][0]) if batches else 0
-        if batches and width * (len(batches[-1]) + 1) <= token_budget and _width(row) <= width:
+        fits = bool(batches) and width * (len(batches[-1]) + 1) <= token_budget
+        if fits and width * _FULL <= _width(row) <= width:
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -104,11 +107,14 @@ def _trees(index: int, group: PromptGroup, token_budget: int) -> list[_Tree]:
 
 
 def _fill_rows(trees: list[_Tree], token_budget: int) -> list[list[_Tree]]:
-    """First-fit decreasing over trees that come longest first; the fullest rows first."""
-    capacity = min(max([SHORTEST_ROW, *(tree.length for tree in trees[:1])]), token_budget)
+    """First-fit over trees that come longest first; the fullest rows first.
+
+    The tree that opens a row sets its length, so one long tree does not make the attention of all rows long.
+    """
     rows: list[list[_Tree]] = []
+    shortest = min(SHORTEST_ROW, token_budget)
     for tree in trees:
-        row = next((row for row in rows if _width(row) + tree.length <= capacity), None)
+        row = next((row for row in rows if _width(row) + tree.length <= max(shortest, row[0].length)), None)
         if row is None:
             rows.append([tree])
         else:

@@ -61,3 +61,11 @@ def test_the_prompt_is_in_a_row_once() -> None:
 def test_empty_prompts_and_responses_are_refused(group: tuple[list[int], list[list[int]]]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         PromptGroup(*group)
+
+
+def test_a_long_tree_does_not_make_the_rows_of_shorter_ones_long() -> None:
+    """Attention costs the square of a row's length; short trees still share rows."""
+    groups = [PromptGroup([1] * 100, [[2] * 900]), *(PromptGroup([1] * 100, [[2] * 300]) for _ in range(4))]
+    groups += [PromptGroup([1] * 20, [[2] * 30]) for _ in range(5)]
+    shapes = sorted(tuple(batch.input_ids_GT.shape) for batch in pack(groups, token_budget=2000))
+    assert shapes == [(1, 250), (1, 1000), (4, 400)]
