@@ -56,19 +56,12 @@ class ScoredResponse:
 def group_logprobs(
     model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
 ) -> list[list[torch.Tensor]]:
-    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order.
-
-    Responses of a group that are the same are computed once.
-    """
-    distinct = [PromptGroup(group.prompt, list(dict.fromkeys(map(tuple, group.responses)))) for group in groups]
-    found: list[dict[tuple[int, ...], torch.Tensor]] = [{} for _ in groups]
-    for batch in pack(distinct, token_budget):
+    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order."""
+    found = [[torch.zeros(0)] * len(group.responses) for group in groups]
+    for batch in pack(groups, token_budget):
         for (group, response), values in unpack(response_logprobs(model, batch).cpu(), batch):
-            found[group][tuple(distinct[group].responses[response])] = values
-    return [
-        [logprobs[tuple(response)] for response in group.responses]
-        for group, logprobs in zip(groups, found, strict=True)
-    ]
+            found[group][response] = values
+    return found
 
 
 class Scorer:
@@ -89,7 +82,7 @@ class Scorer:
         """`with_reference=False` leaves the reference out; else `reference=None` needs cached log-probs."""
         for model in (policy, reference):
             if model is not None:
-                check_model(model.config)
+                check_model(model)
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.beta, self.step_rule, self.token_budget = beta, step_rule, token_budget
         self.with_reference = with_reference

@@ -83,7 +83,7 @@ class Trainer:
         freeze_embeddings: bool = False,
         norm_lr: float | None = None,
     ):
-        check_model(model.config)
+        check_model(model)
         self.model = model
         self.schedule = schedule
         self.num_steps = 0

@@ -1,9 +1,14 @@
-"""Pack the responses of a prompt behind one copy of it: a row is a tree of one trunk and many branches.
+"""Pack responses behind their prompts as a forest: every token of a shared prefix is there once.
 
-Branches see the prompt and themselves, never each other, and each continues the prompt's positions, so every log-prob
-equals the one of the response alone behind its prompt. N responses cost one prompt instead of N.
+A batch is one flat sequence of tokens, the nodes of prefix trees one behind the other, depth first. Candidates of a
+prompt share the prompt, candidates that share their first steps share those, and prompts that start with the same
+worked examples share those. A token sees its ancestors and keeps the position it has in its own text, so each log-prob
+equals the one of the response alone behind its prompt.
 
-Letters: G rows of a batch, T tokens of the longest row, R response tokens of a batch (all branches, in order).
+Depth first has a happy consequence: the tokens below a node are the ones right behind it. Key k is seen by exactly the
+queries k, k+1, .. up to the end of its node's subtree, a range. `attention.py` rests on that.
+
+Letters: T tokens of a batch, U of them whose log-prob is wanted, R response tokens of all branches, one after the other.
 """
 
 from __future__ import annotations
@@ -11,82 +16,84 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-SHORTEST_ROW = 256
-"""Rows hold at least so many tokens where there are enough trees: attention over that length is still cheap."""
-_FULL = 0.75
-"""A row joins a batch if it fills at least this share of the batch's length; the rest of it would be padding."""
+Tokens = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """One prompt and its responses, as token ids. Both must be non-empty."""
+    """One prompt of at least one token and its responses, as token ids. An empty response has no log-probs."""
 
     prompt: Sequence[int]
     responses: Sequence[Sequence[int]]
 
     def __post_init__(self) -> None:
-        if not self.prompt:
+        if not len(self.prompt):
             raise ValueError("a prompt must have at least one token")
-        if any(not response for response in self.responses):
-            raise ValueError("a response must have at least one token")
+
+
+@dataclass
+class Node:
+    """Tokens [start, stop) of a batch that share all their ancestors; their subtree is [start, end)."""
+
+    start: int
+    stop: int
+    end: int
 
 
 @dataclass
 class PackedBatch:
-    """A forward pass: rows padded to one length, and where to read the response tokens' log-probs."""
+    """A forward pass over a forest, and where to read the response tokens' log-probs."""
 
-    input_ids_GT: Tensor
-    position_ids_GT: Tensor
-    mask_G1TT: Tensor  # bool, True = may look at
-    predictor_R: Tensor  # index into the flattened G*T positions whose hidden state predicts token r
-    target_R: Tensor  # the token ids of the responses
+    input_ids_T: Tensor
+    position_ids_T: Tensor
+    nodes: list[Node]  # depth first: their [start, stop) are 0 .. T without gaps
+    predictor_U: Tensor  # the position whose hidden state predicts each wanted token
+    target_U: Tensor  # the wanted tokens' ids
+    source_R: Tensor  # for each response token, which of the U it is
     branches: list[tuple[int, int]] = field(default_factory=list)  # (group, response) in the order of R
     lengths: list[int] = field(default_factory=list)  # tokens of each branch; sums to R
 
     def to(self, device: torch.device) -> PackedBatch:
-        return PackedBatch(
-            self.input_ids_GT.to(device),
-            self.position_ids_GT.to(device),
-            self.mask_G1TT.to(device),
-            self.predictor_R.to(device),
-            self.target_R.to(device),
-            self.branches,
-            self.lengths,
-        )
+        if self.input_ids_T.device == device:
+            return self
+        tensors = (self.input_ids_T, self.position_ids_T, self.predictor_U, self.target_U, self.source_R)
+        input_ids, position_ids, predictor, target, source = (tensor.to(device) for tensor in tensors)
+        return PackedBatch(input_ids, position_ids, self.nodes, predictor, target, source, self.branches, self.lengths)
 
 
 @dataclass(frozen=True)
-class _Tree:
-    group: int
-    prompt: Sequence[int]
-    branches: list[tuple[int, Sequence[int]]]
+class _Text:
+    """A prompt with one of its responses."""
 
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + sum(len(tokens) for _, tokens in self.branches)
+    tokens: Tokens
+    prompt_length: int
+    branch: tuple[int, int]
+    key: bytes  # sorts like the tokens do
 
 
 def pack(groups: Sequence[PromptGroup], token_budget: int) -> list[PackedBatch]:
-    """Cut groups into batches of at most `token_budget` tokens, padding included.
+    """Cut groups into batches of at most `token_budget` tokens.
 
-    A group over the budget is split, each piece behind its own copy of the prompt. One response alone over the budget
-    makes a batch of its own: the budget bounds how much is put together, never what can be computed. Short trees share
-    a row, so that little of a batch is padding.
+    Texts are put in the order of their tokens first, so what shares a prefix lies together; a group that is cut starts
+    anew behind its own copy of the shared part. One text alone over the budget makes a batch of its own: the budget
+    bounds how much is put together, never what can be computed.
     """
-    trees = [tree for index, group in enumerate(groups) for tree in _trees(index, group, token_budget)]
-    trees.sort(key=lambda tree: -tree.length)
-    batches: list[list[list[_Tree]]] = []
-    for row in _fill_rows(trees, token_budget):
-        width = _width(batches[-1][0]) if batches else 0
-        fits = bool(batches) and width * (len(batches[-1]) + 1) <= token_budget
-        if fits and width * _FULL <= _width(row) <= width:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return [_batch(rows) for rows in batches]
+    texts = sorted(_texts(groups), key=lambda text: text.key)
+    batches: list[_Forest] = []
+    previous: Tokens | None = None
+    for text in texts:
+        shared = 0 if previous is None else _shared_prefix(previous, text.tokens)
+        if not batches or batches[-1].num_tokens + len(text.tokens) - shared > token_budget:
+            batches.append(_Forest())
+            shared = 0
+        batches[-1].add(text, shared)
+        previous = text.tokens
+    return [forest.batch() for forest in batches]
 
 
 def unpack(values_R: Tensor, batch: PackedBatch) -> list[tuple[tuple[int, int], Tensor]]:
@@ -94,80 +101,80 @@ def unpack(values_R: Tensor, batch: PackedBatch) -> list[tuple[tuple[int, int], 
     return list(zip(batch.branches, values_R.split(batch.lengths), strict=True))
 
 
-def _trees(index: int, group: PromptGroup, token_budget: int) -> list[_Tree]:
-    trees: list[_Tree] = []
-    room = 0
-    for number, response in enumerate(group.responses):
-        if not trees or len(response) > room:
-            trees.append(_Tree(index, group.prompt, []))
-            room = token_budget - len(group.prompt)
-        trees[-1].branches.append((number, response))
-        room -= len(response)
-    return trees
+def _texts(groups: Sequence[PromptGroup]) -> list[_Text]:
+    texts = []
+    for number, group in enumerate(groups):
+        prompt = np.asarray(group.prompt, dtype=np.int32)
+        for index, response in enumerate(group.responses):
+            tokens = np.concatenate([prompt, np.asarray(response, dtype=np.int32)]) if len(response) else prompt
+            texts.append(_Text(tokens, len(prompt), (number, index), tokens.astype(">i4").tobytes()))
+    return texts
 
 
-def _fill_rows(trees: list[_Tree], token_budget: int) -> list[list[_Tree]]:
-    """First-fit over trees that come longest first; the fullest rows first.
-
-    The tree that opens a row sets its length, so one long tree does not make the attention of all rows long.
-    """
-    rows: list[list[_Tree]] = []
-    shortest = min(SHORTEST_ROW, token_budget)
-    for tree in trees:
-        row = next((row for row in rows if _width(row) + tree.length <= max(shortest, row[0].length)), None)
-        if row is None:
-            rows.append([tree])
-        else:
-            row.append(tree)
-    return sorted(rows, key=lambda row: -_width(row))
+def _shared_prefix(one: Tokens, other: Tokens) -> int:
+    """Number of tokens that both start with."""
+    length = min(len(one), len(other))
+    differs = one[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length
 
 
-def _width(row: list[_Tree]) -> int:
-    return sum(tree.length for tree in row)
+class _Forest:
+    """Grows a batch text by text; texts come in the order of their tokens."""
 
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._nodes: list[Node] = []
+        self._open: list[tuple[int, Node]] = []  # the path to the last text: (depth of a node's first token, node)
+        self._path = np.empty(0, dtype=np.int64)  # where the tokens of the last text are
+        self._tokens: list[Tokens] = []
+        self._positions: list[NDArray[np.int64]] = []
+        self._parents: list[NDArray[np.int64]] = []
+        self._wanted: list[NDArray[np.int64]] = []
+        self._branches: list[tuple[int, int]] = []
 
-def _batch(rows: list[list[_Tree]]) -> PackedBatch:
-    length = max(_width(row) for row in rows)
-    input_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
-    position_ids_GT = torch.zeros(len(rows), length, dtype=torch.long)
-    tree_GT = torch.full((len(rows), length), -1)  # which tree of the row; -1 = padding
-    branch_GT = torch.zeros(len(rows), length, dtype=torch.long)  # 0 = prompt, 1.. = branches
-    targets: list[int] = []
-    predictors, branches, lengths = [], [], []
-    for g, row in enumerate(rows):
-        end = 0
-        for number, tree in enumerate(row):
-            trunk = len(tree.prompt)
-            start, end = end, end + trunk
-            input_ids_GT[g, start:end] = torch.as_tensor(tree.prompt)
-            position_ids_GT[g, start:end] = torch.arange(trunk)
-            tree_GT[g, start : start + tree.length] = number
-            last_of_prompt = g * length + end - 1
-            for branch, (response, tokens) in enumerate(tree.branches, start=1):
-                start, end = end, end + len(tokens)
-                input_ids_GT[g, start:end] = torch.as_tensor(tokens)
-                position_ids_GT[g, start:end] = torch.arange(trunk, trunk + len(tokens))
-                branch_GT[g, start:end] = branch
-                predictors += [last_of_prompt, *range(g * length + start, g * length + end - 1)]
-                targets += tokens
-                branches.append((tree.group, response))
-                lengths.append(len(tokens))
-    return PackedBatch(
-        input_ids_GT,
-        position_ids_GT,
-        _tree_mask(tree_GT, branch_GT),
-        torch.tensor(predictors),
-        torch.tensor(targets),
-        branches,
-        lengths,
-    )
+    def add(self, text: _Text, shared: int) -> None:
+        """Add a text whose first `shared` tokens are those of the text before it."""
+        self._leave(shared)
+        start, length = self.num_tokens, len(text.tokens)
+        new = np.arange(start, start + length - shared)
+        parent = self._path[shared - 1 : shared] if shared else np.array([-1])
+        self._path = np.concatenate([self._path[:shared], new])
+        if len(new):
+            node = Node(start, start + len(new), start + len(new))
+            self._nodes.append(node)
+            self._open.append((shared, node))
+            self._tokens.append(text.tokens[shared:])
+            self._positions.append(np.arange(shared, length))
+            self._parents.append(np.concatenate([parent, new[:-1]]))
+            self.num_tokens += len(new)
+        self._wanted.append(self._path[text.prompt_length :])
+        self._branches.append(text.branch)
 
+    def _leave(self, shared: int) -> None:
+        """Close the nodes of the last path behind its first `shared` tokens; cut the node that this falls into."""
+        while self._open and self._open[-1][0] >= shared:
+            self._open.pop()[1].end = self.num_tokens
+        if not self._open:
+            return
+        depth, node = self._open[-1]
+        cut = node.start + shared - depth
+        if cut < node.stop:
+            self._nodes.append(Node(cut, node.stop, self.num_tokens))
+            node.stop = cut
 
-def _tree_mask(tree_GT: Tensor, branch_GT: Tensor) -> Tensor:
-    """[G, 1, T, T] bool: a token sees earlier tokens of its own branch and of its own prompt; padding sees itself."""
-    length = tree_GT.shape[1]
-    earlier_TT = torch.ones(length, length, dtype=torch.bool).tril()
-    same_tree_GTT = tree_GT[:, :, None] == tree_GT[:, None, :]
-    key_G1T = branch_GT[:, None, :]
-    trunk_or_own_GTT = (key_G1T == 0) | (key_G1T == branch_GT[:, :, None])
-    return (earlier_TT & same_tree_GTT & trunk_or_own_GTT)[:, None]
+    def batch(self) -> PackedBatch:
+        self._leave(0)
+        self._nodes.sort(key=lambda node: node.start)
+        wanted_R = np.concatenate(self._wanted)
+        slots_U, source_R = np.unique(wanted_R, return_inverse=True)
+        tokens_T, parents_T = np.concatenate(self._tokens), np.concatenate(self._parents)
+        return PackedBatch(
+            torch.from_numpy(tokens_T.astype(np.int64)),
+            torch.from_numpy(np.concatenate(self._positions)),
+            self._nodes,
+            torch.from_numpy(parents_T[slots_U]),
+            torch.from_numpy(tokens_T[slots_U].astype(np.int64)),
+            torch.from_numpy(source_R),
+            self._branches,
+            [len(wanted) for wanted in self._wanted],
+        )

@@ -48,24 +48,37 @@ def test_every_response_is_packed_once_and_the_budget_holds_where_it_can(token_b
     branches = sorted(branch for batch in batches for branch in batch.branches)
     assert branches == [(g, r) for g, group in enumerate(groups) for r in range(len(group.responses))]
     for batch in batches:
-        assert batch.input_ids_GT.numel() <= token_budget or len(batch.branches) == 1
+        assert len(batch.input_ids_T) <= token_budget or len(batch.branches) == 1
 
 
-def test_the_prompt_is_in_a_row_once() -> None:
-    (batch,) = pack([PromptGroup([1, 2, 3], [[4], [5], [6, 7]])], token_budget=100)
-    assert batch.input_ids_GT.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert batch.position_ids_GT.tolist() == [[0, 1, 2, 3, 3, 3, 4]]
+def test_every_shared_token_is_there_once() -> None:
+    """Both prompts start with 1, two responses with 4: depth first, a token's position is that in its own text."""
+    groups = [PromptGroup([1, 2, 3], [[6, 7], [4, 5], [4], [6, 7]]), PromptGroup([1, 9], [[8]])]
+    (batch,) = pack(groups, token_budget=100)
+    assert batch.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 9, 8]
+    assert batch.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 4, 1, 2]
+    assert [(node.start, node.stop, node.end) for node in batch.nodes] == [
+        (0, 1, 9),
+        (1, 3, 7),
+        (3, 4, 5),
+        (4, 5, 5),
+        (5, 7, 7),
+        (7, 9, 9),
+    ]
+    assert batch.target_U.tolist() == [4, 5, 6, 7, 8]
+    assert batch.predictor_U.tolist() == [2, 3, 2, 5, 7]
 
 
-@pytest.mark.parametrize("group", [([], [[1]]), ([1], [[]])])
-def test_empty_prompts_and_responses_are_refused(group: tuple[list[int], list[list[int]]]) -> None:
+def test_an_empty_response_has_no_log_probs_and_disturbs_nobody(tiny_model: str) -> None:
+    model = load_model(tiny_model, "float32")
+    ((empty, ours),) = group_logprobs(model, [PromptGroup([3, 4], [[], [5, 6]])], 100)
+    ((alone,),) = group_logprobs(model, [PromptGroup([3, 4], [[5, 6]])], 100)
+    assert empty.tolist() == []
+    torch.testing.assert_close(ours, alone)
+    (((nothing,)),) = group_logprobs(model, [PromptGroup([3, 4], [[]])], 100)
+    assert nothing.tolist() == []
+
+
+def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        PromptGroup(*group)
-
-
-def test_a_long_tree_does_not_make_the_rows_of_shorter_ones_long() -> None:
-    """Attention costs the square of a row's length; short trees still share rows."""
-    groups = [PromptGroup([1] * 100, [[2] * 900]), *(PromptGroup([1] * 100, [[2] * 300]) for _ in range(4))]
-    groups += [PromptGroup([1] * 20, [[2] * 30]) for _ in range(5)]
-    shapes = sorted(tuple(batch.input_ids_GT.shape) for batch in pack(groups, token_budget=2000))
-    assert shapes == [(1, 250), (1, 1000), (4, 400)]
+        PromptGroup([], [[1]])

@@ -1,0 +1,249 @@
+"""Attention over a forest: exact, without a `tokens x tokens` mask, in a transformers model of any common family.
+
+Two ways, chosen by where the model is (`backend_of`):
+
+  segments  CPU. Each node of the forest is one call of a fused kernel: queries = its whole subtree, keys = its own
+            tokens, causal. A query below d nodes gets d partial results, put together by their log-sum-exps; small
+            subtrees are one call with a mask. Backward gives the kernel the merged output and log-sum-exp: then every
+            partial gradient is exact, as in a flash kernel that walks over key blocks.
+  flex      GPU. FlexAttention with a block mask; a key's queries are a range, so the rule is two comparisons.
+
+Letters: B rows, H heads, K key-value heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from prm_ray.core.packing import Node
+
+NAME = "prm_ray_forest"
+"""What transformers calls this attention, see `use_forest_attention`."""
+BLOCK = 128
+"""Subtrees of up to so many tokens are done together in one masked call, where a call each would cost more."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One call: queries [start, end) against keys [start, stop)."""
+
+    start: int
+    stop: int
+    end: int
+    is_block: bool
+    """True = needs a mask; False = causal, counted from `start`."""
+    is_first: bool
+    """No segment before it has these queries."""
+
+
+@dataclass
+class ForestAttention:
+    """How the tokens of one batch see each other; made once a batch, used by every layer."""
+
+    nodes: list[Node]
+    num_tokens: int
+    device: torch.device
+    _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        return _segments(self.nodes)
+
+    @cached_property
+    def last_T(self) -> Tensor:
+        """For each key the end of its node's subtree: key k is seen by queries k .. last[k] - 1."""
+        ends = torch.tensor([node.end for node in self.nodes])
+        lengths = torch.tensor([node.stop - node.start for node in self.nodes])
+        return ends.repeat_interleave(lengths).to(self.device)
+
+    def mask(self, segment: Segment, dtype: torch.dtype) -> Tensor | None:
+        """What a kernel adds to the scores of a block: 0 where a query sees a key, else minus infinity."""
+        if not segment.is_block:
+            return None
+        key = (segment.start, dtype)
+        if key not in self._masks:
+            index = torch.arange(segment.start, segment.end, device=self.device)
+            seen = (index <= index[:, None]) & (index[:, None] < self.last_T[segment.start : segment.stop])
+            self._masks[key] = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
+        return self._masks[key]
+
+    @cached_property
+    def block_mask(self) -> Any:
+        """The same as a FlexAttention block mask."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        last_T = self.last_T
+
+        def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (query < last_T[key])
+
+        return create_block_mask(sees, None, None, self.num_tokens, self.num_tokens, device=str(self.device))
+
+
+def backend_of(device: torch.device | str) -> str:
+    """`flex` on a GPU, `segments` elsewhere."""
+    return "flex" if torch.device(device).type == "cuda" else "segments"
+
+
+def use_forest_attention(model: Any) -> None:
+    """Make a transformers model attend over a forest where it is given one, and else as SDPA does, e.g. to generate."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if model.config._attn_implementation != NAME:
+        AttentionInterface.register(NAME, _attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def _segments(nodes: list[Node]) -> list[Segment]:
+    segments: list[Segment] = []
+    covered = 0  # queries before this one have a result from a large ancestor
+    done = 0  # nodes before this token are in the last block
+    for node in nodes:
+        if node.start < done:
+            continue
+        is_first = node.start >= covered
+        if node.end - node.start > BLOCK:
+            segments.append(Segment(node.start, node.stop, node.end, False, is_first))
+            covered = max(covered, node.end)
+            continue
+        done = node.end
+        last = segments[-1] if segments else None
+        if last and last.stop == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
+            segments[-1] = Segment(last.start, node.end, node.end, True, is_first)
+        else:
+            segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, is_first))
+    return segments
+
+
+def _attend(
+    module: Any,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    forest: ForestAttention | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """What a transformers attention layer calls; returns [B, T, H, D]."""
+    if forest is None:
+        return _ordinary(module, query_BHTD, key_BKTD, value_BKTD, attention_mask, scaling, dropout, **kwargs)
+    if s_aux is not None or key_BKTD.shape[-1] != value_BKTD.shape[-1]:
+        raise ValueError("attention with sinks, or with values of another size than keys, is not supported")
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    if forest.device.type == "cuda":
+        out_BHTD = _flex(query_BHTD, key_BKTD, value_BKTD, forest, scale, softcap)
+    elif softcap is None:
+        out_BHTD = cast(Tensor, _Segments.apply(query_BHTD, key_BKTD, value_BKTD, forest, scale))  # pyright: ignore
+    else:
+        out_BHTD = _by_path(query_BHTD, key_BKTD, value_BKTD, forest, scale, softcap)
+    return out_BHTD.transpose(1, 2), None
+
+
+def _ordinary(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    mask, scaling, dropout = args
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+
+
+class _Segments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float) -> Tensor:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        lse = torch.empty(query.shape[:3], dtype=torch.float32)
+        for segment in forest.segments:
+            queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
+            mask = forest.mask(segment, query.dtype)
+            part, part_lse = kernel(
+                query[:, :, queries],
+                key[:, :, keys],
+                value[:, :, keys],
+                is_causal=mask is None,
+                attn_mask=mask,
+                scale=scale,
+            )
+            if segment.is_first:
+                out[:, :, queries], lse[:, :, queries] = part, part_lse
+            else:
+                _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.forest, ctx.scale = forest, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        query, key, value, out, lse = ctx.saved_tensors
+        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.empty_like(key), torch.empty_like(value)
+        for segment in ctx.forest.segments:
+            queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
+            mask = ctx.forest.mask(segment, query.dtype)
+            part, grad_key[:, :, keys], grad_value[:, :, keys] = kernel(
+                grad_outputs[0][:, :, queries],
+                query[:, :, queries],
+                key[:, :, keys],
+                value[:, :, keys],
+                out[:, :, queries],
+                lse[:, :, queries],
+                0.0,
+                mask is None,
+                attn_mask=mask,
+                scale=ctx.scale,
+            )
+            grad_query[:, :, queries] += part
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Attention over the keys of both, in place: the mean of the outputs weighted by exp(lse)."""
+    weight = torch.sigmoid(part_lse - lse).to(out.dtype).unsqueeze(-1)
+    out.lerp_(part, weight)
+    torch.logaddexp(lse, part_lse, out=lse)
+
+
+def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, cap: float) -> Tensor:
+    """Plain tensor operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    outs: list[Tensor] = []
+    path: list[Node] = []
+    for node in forest.nodes:
+        while path and path[-1].end <= node.start:
+            path.pop()
+        path.append(node)
+        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path])
+        queries = torch.arange(node.start, node.stop, device=query.device)
+        scores = (query[:, :, node.start : node.stop] @ key[:, :, keys].transpose(2, 3)).float() * scale
+        scores = (cap * torch.tanh(scores / cap)).masked_fill(keys > queries[:, None], -torch.inf)
+        outs.append(scores.softmax(dim=-1).to(value.dtype) @ value[:, :, keys])
+    return torch.cat(outs, dim=2)
+
+
+@cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(
+    query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, softcap: float | None
+) -> Tensor:
+    def capped(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+    attend = _compiled_flex()
+    score_mod = None if softcap is None else capped
+    return attend(query, key, value, score_mod=score_mod, block_mask=forest.block_mask, scale=scale, enable_gqa=True)
