@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import PromptSection, RunConfig
+from prm_ray.core.allocator import keep_freed_memory
 from prm_ray.errors import UserError
 from prm_ray.tables import write_json
 
@@ -86,7 +87,10 @@ def load_model(name: str, dtype: str = "bfloat16", trust_remote_code: bool = Fal
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model {name!r} does not load: {_first_line(error)}") from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    if torch.cuda.is_available():
+        return model.to("cuda").eval()
+    keep_freed_memory()
+    return model.eval()
 
 
 def check_vocabularies(policy: str, reference: str) -> None:
