@@ -8,7 +8,7 @@ equals the one of the response alone behind its prompt.
 Depth first has a happy consequence: the tokens below a node are the ones right behind it. Key k is seen by exactly the
 queries k, k+1, .. up to the end of its node's subtree, a range. `attention.py` rests on that.
 
-Letters: T tokens of a batch, U of them whose log-prob is wanted, R response tokens of all branches, one after the other.
+Letters: T tokens of a batch, U of them whose log-prob is wanted, R response tokens of all branches in their order.
 """
 
 from __future__ import annotations
