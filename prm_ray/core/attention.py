@@ -115,7 +115,7 @@ def _segments(nodes: list[Node]) -> list[Segment]:
             continue
         done = node.end
         last = segments[-1] if segments else None
-        if last and last.stop == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
+        if last and last.end == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
             segments[-1] = Segment(last.start, node.end, node.end, True, is_first)
         else:
             segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, is_first))
