@@ -98,7 +98,8 @@ def show(figures: dict[str, Any], line: Callable[[str], None]) -> None:
         value, low, high = (100 * number for number in each["computed_minus_sampled"])
         line(
             f"best-of-N by {how}: same pick {100 * each['same_pick']:.1f} %, right "
-            f"{100 * each['accuracy_computed']:.1f} % computed, {100 * each['accuracy_sampled']:.1f} % sampled: {value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+            f"{100 * each['accuracy_computed']:.1f} % computed, {100 * each['accuracy_sampled']:.1f} % sampled: "
+            f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
         )
 
 
