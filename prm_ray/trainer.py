@@ -72,9 +72,9 @@ class Trainer:
     `model` is given in float32 (under an adapter, all that the adapter freezes in any format); `compute_dtype` is the
     number format of forward and backward. `norm_lr` is the peak learning rate of vectors (gains of the norms, biases)
     where it differs from that of the matrices: gains are some hundred times larger than the entries of a matrix, and at
-    the same rate they hardly move in a short run. `parallel` is `ddp` (`weights.py`) or `fsdp` (`sharding.py`): with
-    the latter every worker must call every method, and `logprobs` as often as the others. `gradient_checkpointing` keeps
-    one activation a layer and computes the rest again in backward.
+    the same rate they hardly move in a short run. `parallel` is `ddp` (`weights.py`) or `fsdp` (`sharding.py`); with
+    `fsdp` every worker must call every method, and `logprobs` as often as the others. `gradient_checkpointing` keeps
+    one activation in each layer and computes the rest again in backward.
     """
 
     def __init__(
