@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prm_ray.core.attention import backend_of
-from prm_ray.core.forward import check_model
+from prm_ray.core.support import check_model
 from tests.exactness import alone, deep_forest, gradients, largest_difference, tiny, together, worst_gradient_error
 
 pytestmark = [

@@ -7,8 +7,8 @@ import torch
 
 from prm_ray.core import attention
 from prm_ray.core.attention import ForestAttention
-from prm_ray.core.forward import check_model
 from prm_ray.core.packing import pack
+from prm_ray.core.support import check_model
 from tests.exactness import alone, deep_forest, gradients, largest_difference, tiny, together, worst_gradient_error
 
 MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers"}
-ENGINES = {"models", "trainingdata", "trainer", "scorer"}
+ENGINES = {"adapters", "models", "weights", "sharding", "trainerstate", "trainingdata", "trainer", "scorer"}
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
@@ -23,9 +23,13 @@ MAY_IMPORT = {
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},
     "answers": FOUNDATION,
-    "models": FOUNDATION | {"core"},
-    "scorer": FOUNDATION | {"core", "models"},
-    "trainer": FOUNDATION | {"core", "models"},
+    "adapters": {"errors"},
+    "models": FOUNDATION | {"core", "adapters"},
+    "scorer": FOUNDATION | {"core", "adapters", "models"},
+    "weights": {"core"},
+    "sharding": {"core", "weights"},
+    "trainerstate": set(),
+    "trainer": FOUNDATION | {"core", "adapters", "weights", "sharding", "trainerstate"},
     "trainingdata": FOUNDATION | {"core", "trainer"},
     "stages": BELOW_STAGES | {"stages"},
     "serve": FOUNDATION | {"core", "models", "scorer", "stages", "serve"},
