@@ -94,7 +94,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     if (base := adapter_base(name)) is not None:
-        return load_adapter(load_model(base, dtype, trust_remote_code, device), resolve_model(name)).eval()
+        folder = resolve_model(name)
+        return load_adapter(load_model(base, dtype, trust_remote_code, device), folder).eval()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),

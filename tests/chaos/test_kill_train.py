@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -63,11 +64,15 @@ def losses(folder: StageFolder) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def config(tiny_model: str, tmp_path: Path):
-    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0}
-    return tiny_config(tmp_path / "run", tiny_model, train=settings)
+    return tiny_config(tmp_path / "run", tiny_model)
 
 
-def test_training_goes_on_from_its_checkpoint_with_the_same_losses(config, tmp_path: Path, tiny_model: str) -> None:
+@pytest.mark.parametrize("values", [{}, {"parallel": "fsdp", "num_workers": 2}], ids=["one worker", "two shards"])
+def test_training_goes_on_from_its_checkpoint_with_the_same_losses(
+    values: dict[str, Any], tmp_path: Path, tiny_model: str
+) -> None:
+    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0, **values}
+    config = tiny_config(tmp_path / "run", tiny_model, train=settings)
     write_reference_table(config)
     folder = StageFolder(config.run.dir, "train")
     kill_when(start_driver(tmp_path, config, "train"), lambda: len(losses(folder)) >= 14)

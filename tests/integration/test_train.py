@@ -4,15 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.models import load_model, read_prm_json
+from prm_ray.scorer import Scorer
+from prm_ray.serve.app import ScorerReplica
 from prm_ray.stages import train
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config, write_reference_table
 
 pytestmark = pytest.mark.usefixtures("ray_local")
+
+NUM_PROMPTS = 9
+"""Two are held out and two make a step, so that the last step of an epoch has one."""
 
 
 def train_run(config: RunConfig) -> list[dict]:
@@ -25,7 +31,7 @@ def train_run(config: RunConfig) -> list[dict]:
 @pytest.fixture(scope="module")
 def one_worker(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[dict]]:
     config = tiny_config(tmp_path_factory.mktemp("one"), tiny_model, train={"epochs": 4})
-    write_reference_table(config)
+    write_reference_table(config, NUM_PROMPTS)
     return config, train_run(config)
 
 
@@ -47,13 +53,22 @@ def test_the_loss_falls_and_held_out_figures_are_logged(one_worker: tuple[RunCon
     assert {"held_out_loss", "held_out_auc"} <= lines[1].keys()
 
 
-def test_two_workers_give_the_losses_of_one(one_worker: tuple[RunConfig, list[dict]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_workers_give_the_losses_of_one(
+    one_worker: tuple[RunConfig, list[dict]], tmp_path: Path, parallel: str
+) -> None:
+    """The last step of an epoch has one prompt: nothing for the second worker. Few tokens a batch: unequal numbers."""
     config, expected = one_worker
-    settings = {**config.train.model_dump(), "num_workers": 2}
-    two = tiny_config(tmp_path, config.model.name, train=settings)
-    write_reference_table(two)
-    losses = [line["loss"] for line in train_run(two)]
-    assert losses == pytest.approx([line["loss"] for line in expected], abs=1e-4)
+    values = {"num_workers": 2, "parallel": parallel, "token_budget": 12}
+    two = tiny_config(tmp_path, config.model.name, train={**config.train.model_dump(), **values})
+    write_reference_table(two, NUM_PROMPTS)
+    lines = train_run(two)
+    for name in ("loss", "grad_norm", "held_out_loss"):
+        ours, theirs = ([line[name] for line in run if name in line] for run in (lines, expected))
+        assert ours == pytest.approx(theirs, abs=1e-4), name
+    policies = [load_model(str(StageFolder(each.run.dir, "train").path), "float32") for each in (config, two)]
+    for ours, theirs in zip(*(policy.parameters() for policy in policies), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_with_its_reason(tiny_model: str, tmp_path: Path) -> None:
@@ -69,3 +84,28 @@ def test_labels_that_are_all_the_same_are_refused_before_training(tiny_model: st
     folder.write_part(0, [row | {"correct": False} for row in folder.read_part(0)])
     with pytest.raises(UserError, match="all 32 training responses are wrong"):
         train_run(config)
+
+
+def test_the_trained_adapter_lies_over_the_reference_and_scores_in_one_pass(tiny_model: str, tmp_path: Path) -> None:
+    """Trained by two workers with sharded weights, in bfloat16 with gradient checkpointing: all at once."""
+    settings = {"lora_rank": 4, "lr": 2e-2, "num_workers": 2, "parallel": "fsdp", "gradient_checkpointing": True}
+    config = tiny_config(tmp_path, tiny_model, train={"epochs": 4, **settings})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
+    write_reference_table(config)
+    losses = [line["loss"] for line in train_run(config)]
+    checkpoint = StageFolder(config.run.dir, "train").path
+    assert losses[0] == pytest.approx(0.6931, abs=0.05)
+    assert sum(losses[-4:]) / 4 < 0.6
+    assert not list(checkpoint.glob("model*.safetensors"))
+    scorer = Scorer.from_pretrained(checkpoint)
+    assert scorer.reference is scorer.policy
+    (expected,) = scorer.score("1+2", ["3"])
+    assert expected.rewards["sum"] != 0.0
+    (served,) = ScorerReplica(str(checkpoint), config)._score("1+2", ["3"]).items
+    assert served.rewards == expected.rewards
+
+
+def test_a_target_the_model_does_not_have_ends_the_stage_before_it_begins(tiny_model: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny_model, train={"lora_rank": 4, "lora_targets": ["query"]})
+    with pytest.raises(UserError, match="'query' must be a linear layer"):
+        train.check(config)
