@@ -132,7 +132,12 @@ def _random_model(name: str, seed: int) -> Any:
 
     shape = dict(SHAPES[name])
     heads, key_value_heads = shape.pop("heads")
-    shape = {"tie_word_embeddings": True, "max_position_embeddings": 32_768, "bos_token_id": 1, "eos_token_id": 2} | shape
+    shape = {
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32_768,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    } | shape
     config = Qwen2Config(num_attention_heads=heads, num_key_value_heads=key_value_heads, **shape)
     torch.manual_seed(seed)
     with device():
@@ -175,6 +180,7 @@ def machine() -> dict[str, Any]:
     import transformers
 
     return {
+        "gpu": torch.cuda.is_available(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,

@@ -59,9 +59,7 @@ def cached(setting: Setting, folder: Path) -> Figures:
 
 def without(setting: Setting, folder: Path) -> Figures:
     policy = common.load(setting.model, setting.dtype)
-    return _measure(
-        setting, policy.config.vocab_size, lambda groups: ways.packed(policy, groups, setting.token_budget)
-    )
+    return _measure(setting, policy.config.vocab_size, lambda groups: ways.packed(policy, groups, setting.token_budget))
 
 
 def padded(setting: Setting, folder: Path) -> Figures:
@@ -131,7 +129,7 @@ def _first(logprobs: Sequence[Tensor], number: int) -> list[float]:
 
 
 def rows(runs: dict[str, Figures], setting: Setting) -> dict[str, Figures]:
-    """What the table and the JSON say of each way; the ratios are to `both`, whose policy and reference are both read."""
+    """What the table and the JSON say of each way; the ratios are to `both`: ours, two passes."""
     exactly = runs.pop("exact").get("logprobs")
     found: dict[str, Figures] = {}
     for way, run in runs.items():
@@ -157,7 +155,18 @@ def rows(runs: dict[str, Figures], setting: Setting) -> dict[str, Figures]:
 
 
 def show(found: dict[str, Figures], title: str) -> None:
-    columns = ["", "resp. tok/s", "cand./s", "seconds", "spread", "x ours", "peak GiB", "over weights", "max diff", "mean"]
+    columns = [
+        "",
+        "resp. tok/s",
+        "cand./s",
+        "seconds",
+        "spread",
+        "x ours",
+        "peak GiB",
+        "over weights",
+        "max diff",
+        "mean",
+    ]
     lines = []
     for name, row in found.items():
         if "error" in row:

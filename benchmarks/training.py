@@ -161,7 +161,18 @@ def of_shape(setting: Setting, repeats: int) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], setting: Setting) -> None:
-    columns = ["", "resp. tok/s", "seconds", "spread", "x ours", "MFU", "peak GiB", "over weights", "loss", "to float32"]
+    columns = [
+        "",
+        "resp. tok/s",
+        "seconds",
+        "spread",
+        "x ours",
+        "MFU",
+        "peak GiB",
+        "over weights",
+        "loss",
+        "to float32",
+    ]
     formats = {
         "response_tokens_per_second": ".0f",
         "seconds": ".3f",
