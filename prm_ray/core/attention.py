@@ -115,7 +115,7 @@ def _segments(nodes: list[Node]) -> list[Segment]:
             continue
         done = node.end
         last = segments[-1] if segments else None
-        if last and last.stop == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
+        if last and last.end == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
             segments[-1] = Segment(last.start, node.end, node.end, True, is_first)
         else:
             segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, is_first))
@@ -128,6 +128,7 @@ def _attend(
     key_BKTD: Tensor,
     value_BKTD: Tensor,
     attention_mask: Tensor | None,
+    *,
     forest: ForestAttention | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -214,7 +215,7 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, cap: float) -> Tensor:
-    """Plain tensor operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2)."""
+    """Plain operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2)."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     outs: list[Tensor] = []
