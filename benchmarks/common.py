@@ -180,6 +180,7 @@ def machine() -> dict[str, Any]:
     import transformers
 
     return {
+        "gpu": torch.cuda.is_available(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,

@@ -26,8 +26,8 @@ def body_matrices(model: Any) -> list[nn.Linear]:
 
 
 def visible_pairs(batch: PackedBatch) -> int:
-    """Query-key pairs that see each other: key k of a node is seen by all queries from k to its subtree's end."""
-    return sum((node.stop - node.start) * node.end - sum(range(node.start, node.stop)) for node in batch.nodes)
+    """Query-key pairs that see each other: a token at position p of its text sees itself and the p before it."""
+    return int(batch.position_ids_T.sum()) + len(batch.position_ids_T)
 
 
 def useful(model: Any, batch: PackedBatch) -> dict[str, float]:

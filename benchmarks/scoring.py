@@ -129,7 +129,7 @@ def _first(logprobs: Sequence[Tensor], number: int) -> list[float]:
 
 
 def rows(runs: dict[str, Figures], setting: Setting) -> dict[str, Figures]:
-    """What the table and the JSON say of each way; the ratios are to `both`, whose policy and reference are both read."""
+    """What the table and the JSON say of each way; the ratios are to `both`: ours, two passes."""
     exactly = runs.pop("exact").get("logprobs")
     found: dict[str, Figures] = {}
     for way, run in runs.items():
