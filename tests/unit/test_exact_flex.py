@@ -11,7 +11,6 @@ from prm_ray.core.attention import ForestAttention, _flex
 from prm_ray.core.packing import PackedBatch, pack
 from tests.exactness import alone, deep_forest, largest_difference, tiny, together
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
