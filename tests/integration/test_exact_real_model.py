@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,23 @@ def group(demo_model: Path) -> PromptGroup:
         one, other = rng.randrange(10, 99), rng.randrange(10, 99)
         return f"Adding {one} and {other} gives {one + other}.\n"
 
-    examples = "".join(f"{number}. {line()}" for number in range(16))
+    examples = "".join(f"{number}. {line()}" for number in range(12))
     chat = [{"role": "user", "content": f"Follow these examples:\n{examples}Now add up all the numbers."}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     firsts = [line() + line() for _ in range(4)]
     texts = [first + line() + line() for first in firsts for _ in range(2)]
     return PromptGroup(list(prompt), [tokenizer(text, add_special_tokens=False).input_ids for text in texts])
+
+
+@pytest.fixture(scope="module")
+def exact_model(demo_model: Path) -> Any:
+    return load_model(str(demo_model), "float32")
+
+
+@pytest.fixture(scope="module")
+def exact(exact_model: Any, group: PromptGroup) -> Values:
+    with torch.no_grad():
+        return alone(exact_model, [group])
 
 
 def padded(model: torch.nn.Module, group: PromptGroup) -> Values:
@@ -52,24 +64,22 @@ def test_the_texts_are_as_long_as_said(group: PromptGroup) -> None:
     assert all(40 <= len(response) <= 80 for response in group.responses)
 
 
-def test_packed_log_probs_of_the_real_model_are_exact(demo_model: Path, group: PromptGroup) -> None:
-    model = load_model(str(demo_model), "float32")
+def test_packed_log_probs_of_the_real_model_are_exact(exact_model: Any, exact: Values, group: PromptGroup) -> None:
     with torch.no_grad():
-        assert largest_difference(together(model, [group]), alone(model, [group])) < 1e-4
+        assert largest_difference(together(exact_model, [group]), exact) < 1e-4
 
 
-def test_gradients_of_the_real_model_are_exact(demo_model: Path, group: PromptGroup) -> None:
-    model = load_model(str(demo_model), "float32")
+def test_gradients_of_the_real_model_are_exact(exact_model: Any, group: PromptGroup) -> None:
     two = [PromptGroup(group.prompt, group.responses[:2])]
-    ours, expected = gradients(model, together(model, two)), gradients(model, alone(model, two))
+    ours = gradients(exact_model, together(exact_model, two))
+    expected = gradients(exact_model, alone(exact_model, two))
     assert worst_gradient_error(ours, expected) < 1e-4
 
 
-def test_bfloat16_rounds_no_worse_than_padded_rows(demo_model: Path, group: PromptGroup) -> None:
-    model, exact = load_model(str(demo_model), "bfloat16"), load_model(str(demo_model), "float32")
+def test_bfloat16_rounds_no_worse_than_padded_rows(demo_model: Path, exact: Values, group: PromptGroup) -> None:
+    model = load_model(str(demo_model), "bfloat16")
     with torch.no_grad():
-        plain = errors(padded(model, group), expected := alone(exact, [group]))
-        ours = errors(together(model, [group]), expected)
+        plain, ours = errors(padded(model, group), exact), errors(together(model, [group]), exact)
     print(f"bfloat16 against float32: packed mean {ours.mean():.4f} max {ours.max():.4f}, ", end="")
     print(f"padded mean {plain.mean():.4f} max {plain.max():.4f}")
     assert ours.mean() < 1.5 * plain.mean()

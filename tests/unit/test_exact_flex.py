@@ -11,6 +11,8 @@ from prm_ray.core.attention import ForestAttention, _flex
 from prm_ray.core.packing import PackedBatch, pack
 from tests.exactness import alone, deep_forest, largest_difference, tiny, together
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 
 def uncompiled(*args: Any, **kwargs: Any) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
