@@ -82,8 +82,8 @@ def test_gradient_checkpointing_computes_layers_again_in_backward(tiny_model: st
     counts = []
     for on in (False, True):
         model, calls = load_model(tiny_model, "float32"), []
-        model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         trainer = Trainer(model, Schedule(1e-3, 1, 0.0), compute_dtype=torch.float32, gradient_checkpointing=on)
+        model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         packed_step(trainer, outcome_data())
         counts.append(len(calls))
     assert counts[1] == 2 * counts[0]
