@@ -115,6 +115,10 @@ def load(name: str, dtype: str, variant: int = 0) -> Any:
     """A model in eval mode. Variant 1 has other weights, for a reference; float32 weights are the bfloat16 ones."""
     import torch
 
+    from prm_ray.core.allocator import keep_freed_memory
+
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as prm_ray's own loading does; so all ways have it
     if name in SHAPES:
         model = _random_model(name, variant)
     else:

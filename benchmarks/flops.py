@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from prm_ray.core.logprobs import CHUNK
 from prm_ray.core.packing import PackedBatch
+
+_HEAD_ROWS = 512
 
 
 def body_matrices(model: Any) -> list[nn.Linear]:
@@ -45,28 +45,27 @@ def useful(model: Any, batch: PackedBatch) -> dict[str, float]:
 
 def body_products(model: Any, num_tokens: int) -> Callable[[], None]:
     """The body's matrix products for so many tokens and nothing else; every matrix is the model's own, in its order."""
-    matrices = body_matrices(model)
-    weight = matrices[0].weight
-    inputs = {
-        width: torch.randn(num_tokens, width, dtype=weight.dtype, device=weight.device)
-        for width in {matrix.in_features for matrix in matrices}
-    }
-
-    @torch.no_grad()
-    def work() -> None:
-        for matrix in matrices:
-            functional.linear(inputs[matrix.in_features], matrix.weight, matrix.bias)
-
-    return work
+    return _products([(matrix.weight.detach(), num_tokens) for matrix in body_matrices(model)])
 
 
 def head_products(model: Any, num_wanted: int) -> Callable[[], None]:
-    """The head's product at so many positions, in the chunks that scoring takes."""
-    head_VD: Tensor = model.get_output_embeddings().weight.detach()
-    hidden_UD = torch.randn(num_wanted, head_VD.shape[1], dtype=head_VD.dtype, device=head_VD.device)
+    """The head's product at so many positions, some hundred at a time so that the result needs no more memory."""
+    head_VD = model.get_output_embeddings().weight.detach()
+    starts = range(0, num_wanted, _HEAD_ROWS)
+    return _products([(head_VD, min(_HEAD_ROWS, num_wanted - start)) for start in starts])
+
+
+def _products(wanted: list[tuple[Tensor, int]]) -> Callable[[], None]:
+    """Each matrix times so many rows, one behind the other; inputs and outputs lie ready, one for each size."""
+    inputs: dict[tuple[int, int], Tensor] = {}
+    outputs: dict[tuple[int, int], Tensor] = {}
+    for matrix, rows in wanted:
+        for there, width in ((outputs, matrix.shape[0]), (inputs, matrix.shape[1])):
+            if (rows, width) not in there:
+                there[rows, width] = torch.randn(rows, width, device=matrix.device).to(matrix.dtype)
 
     def work() -> None:
-        for start in range(0, num_wanted, CHUNK):
-            _ = hidden_UD[start : start + CHUNK] @ head_VD.T
+        for matrix, rows in wanted:
+            torch.mm(inputs[rows, matrix.shape[1]], matrix.T, out=outputs[rows, matrix.shape[0]])
 
     return work

@@ -81,7 +81,7 @@ def summary(differences: list[NDArray[np.float64]], picks_P2A: Any, correct_P2A:
             "same_pick": float((picks_P2A[:, 0, column] == picks_P2A[:, 1, column]).mean()),
             "accuracy_computed": float(ours_P.mean()),
             "accuracy_sampled": float(theirs_P.mean()),
-            "computed_minus_sampled": [float(difference.value), difference.low, difference.high],
+            "computed_minus_sampled": [float(difference_P.mean()), difference.low, difference.high],
         }
     return figures
 

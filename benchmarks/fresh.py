@@ -5,6 +5,8 @@ A measured function takes a `Setting` and a folder that all processes of a run s
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -104,12 +106,15 @@ class _Memory:
     def __init__(self) -> None:
         import torch
 
+        gc.collect()
         self._on_gpu = torch.cuda.is_available()
         if self._on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
             return
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # what loading left behind is no memory of the work
         for process in _family():
             try:
                 (process / "clear_refs").write_text("5")  # forgets the peak so far, e.g. that of loading

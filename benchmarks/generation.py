@@ -37,7 +37,7 @@ def generate(setting: Setting, folder: Path) -> Figures:
         figures, samples = fresh.measure(lambda: engine.generate(prompts), lambda: engine.generate([other]), 0.0)
     finally:
         engine.close()
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"prompt": prompt, "samples": [asdict(sample) for sample in of_prompt]}
         for prompt, of_prompt in zip(prompts, samples, strict=True)
     ]
@@ -118,7 +118,8 @@ def _prompts(setting: Setting, vocab_size: int) -> list[list[int]]:
     problems = iter(make_problems(60 * wanted, "benchmark", ArithmeticSection(min_operations=3, max_operations=3)))
     prompts = []
     for _ in range(wanted):
-        text, tokens = "", []
+        text = ""
+        tokens: list[int] = []
         while len(tokens) < setting.prompt:
             problem = next(problems)
             text += f"{problem.problem}\n{problem.solution}\n\n"

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,18 @@ def _parts(model: Any, batches: list[PackedBatch]) -> dict[str, Callable[[], Any
     """What is timed: the whole pass, and parts of it by themselves over all batches."""
     response_logprobs(model, batches[0])  # registers the attention
     parts: dict[str, list[Callable[[], Any]]] = {
-        "whole": [lambda batch=batch: response_logprobs(model, batch) for batch in batches],
+        "whole": [partial(response_logprobs, model, batch) for batch in batches],
         "body matrices": [flops.body_products(model, len(batch.input_ids_T)) for batch in batches],
         "head matrix": [flops.head_products(model, len(batch.target_U)) for batch in batches],
         "attention": [_attention(model, batch) for batch in batches],
         "head and log-softmax": [_head(model, batch) for batch in batches],
     }
-    return {name: lambda works=works: [work() for work in works] for name, works in parts.items()}
+    return {name: partial(_run_all, works) for name, works in parts.items()}
+
+
+def _run_all(works: list[Callable[[], Any]]) -> None:
+    for work in works:
+        work()
 
 
 def _attention(model: Any, batch: PackedBatch) -> Callable[[], None]:
@@ -88,7 +94,7 @@ def _head(model: Any, batch: PackedBatch) -> Callable[[], Any]:
     head = model.get_output_embeddings()
     width = head.weight.shape[1]
     hidden = torch.randn(len(batch.target_U), width, dtype=head.weight.dtype, device=head.weight.device)
-    return lambda: token_logprobs(hidden, head.weight, batch.target_U, head.bias)
+    return partial(token_logprobs, hidden, head.weight, batch.target_U, head.bias)
 
 
 def _in_turn(parts: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:

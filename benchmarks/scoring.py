@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +195,13 @@ def sweep(setting: Setting, folder: Path, repeats: int) -> list[dict[str, Any]]:
     points = []
     for axis, values in AXES.items():
         for value in values:
-            at = replace(setting, **{axis: value})
+            at = Setting(**(asdict(setting) | {axis: value}))
             runs = fresh.run_rounds(_targets(["both", "padded"]), at, folder, repeats)
             for target, run in runs.items():
-                facts = run if "error" in run else common.summary(run["all_seconds"])
-                memory = {key: run[key] for key in ("peak_gib", "work_gib") if key in run}
-                points.append({"axis": axis, "value": value, "way": target.split(":")[1], **facts, **memory})
+                point: dict[str, Any] = {"axis": axis, "value": value, "way": target.split(":")[1]}
+                if "error" not in run:
+                    point |= common.summary(run["all_seconds"])
+                points.append(point | {key: run[key] for key in ("error", "peak_gib", "work_gib") if key in run})
     return points
 
 
