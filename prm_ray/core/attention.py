@@ -8,7 +8,9 @@ Two ways, chosen by where the model is (`backend_of`):
             partial gradient is exact, as in a flash kernel that walks over key blocks.
   flex      GPU. FlexAttention with a block mask; a key's queries are a range, so the rule is two comparisons.
 
-Letters: B rows, H heads, K key-value heads, T tokens, D head size.
+Tokens of a prefix cache (`past.py`) are keys without queries: further calls merged into the result, or keys in front.
+
+Letters: B rows, H heads, K key-value heads, T tokens, D head size, C cached tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from prm_ray.core.packing import Node
+from prm_ray.core.past import Past
 
 NAME = "prm_ray_forest"
 """What transformers calls this attention, see `use_forest_attention`."""
@@ -48,6 +51,7 @@ class ForestAttention:
     nodes: list[Node]
     num_tokens: int
     device: torch.device
+    past: Past | None = None
     _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -82,7 +86,15 @@ class ForestAttention:
         def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (query < last_T[key])
 
-        return create_block_mask(sees, None, None, self.num_tokens, self.num_tokens, device=str(self.device))
+        if self.past is None or not self.past.num_keys:
+            return create_block_mask(sees, None, None, self.num_tokens, self.num_tokens, device=str(self.device))
+        first_X = torch.cat([self.past.first_C, torch.arange(self.num_tokens, device=self.device)])
+        last_X = torch.cat([self.past.last_C, last_T])
+
+        def sees_past(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (first_X[key] <= query) & (query < last_X[key])
+
+        return create_block_mask(sees_past, None, None, self.num_tokens, len(last_X), device=str(self.device))
 
 
 def backend_of(device: torch.device | str) -> str:
@@ -115,7 +127,7 @@ def _segments(nodes: list[Node]) -> list[Segment]:
             continue
         done = node.end
         last = segments[-1] if segments else None
-        if last and last.stop == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
+        if last and last.end == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
             segments[-1] = Segment(last.start, node.end, node.end, True, is_first)
         else:
             segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, is_first))
@@ -141,7 +153,9 @@ def _attend(
     if s_aux is not None or key_BKTD.shape[-1] != value_BKTD.shape[-1]:
         raise ValueError("attention with sinks, or with values of another size than keys, is not supported")
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-    if forest.device.type == "cuda":
+    if forest.past is not None:
+        out_BHTD = _behind_past(module.layer_idx, (query_BHTD, key_BKTD, value_BKTD), forest, forest.past, scale, softcap)
+    elif forest.device.type == "cuda":
         out_BHTD = _flex(query_BHTD, key_BKTD, value_BKTD, forest, scale, softcap)
     elif softcap is None:
         out_BHTD = cast(Tensor, _Segments.apply(query_BHTD, key_BKTD, value_BKTD, forest, scale))  # pyright: ignore
@@ -157,27 +171,69 @@ def _ordinary(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any
     return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
+def _behind_past(
+    layer: int, states: tuple[Tensor, Tensor, Tensor], forest: ForestAttention, past: Past, scale: float, cap: float | None
+) -> Tensor:
+    """Attention to a batch's own tokens and to the cached ones, for inference; the own ones are put in the cache."""
+    query, key, value = states
+    past.store_layer(layer, key, value)
+    if forest.device.type != "cuda" and cap is None:
+        out, lse = _by_segment(query, key, value, forest, scale)
+        if past.num_keys:
+            _merge_past(out, lse, query, layer, past, scale)
+        return out
+    if past.num_keys:
+        past_key, past_value = past.keys_and_values(layer)
+        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+    if forest.device.type == "cuda":
+        return _flex(query, key, value, forest, scale, cap)
+    assert cap is not None
+    return _by_path(query, key, value, forest, scale, cap)
+
+
+def _merge_past(out: Tensor, lse: Tensor, query: Tensor, layer: int, past: Past, scale: float) -> None:
+    key_BKCD, value_BKCD = past.keys_and_values(layer)
+    for segment in past.segments:
+        queries, keys = slice(segment.first, segment.last), slice(segment.start, segment.stop)
+        part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[:, :, queries],
+            key_BKCD[:, :, keys],
+            value_BKCD[:, :, keys],
+            attn_mask=past.mask(segment, query.dtype),
+            scale=scale,
+        )
+        _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+
+
+def _by_segment(
+    query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, T, D] and log-sum-exp of the scores, float32 [B, H, T]."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+    lse = torch.empty(query.shape[:3], dtype=torch.float32)
+    for segment in forest.segments:
+        queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
+        mask = forest.mask(segment, query.dtype)
+        part, part_lse = kernel(
+            query[:, :, queries],
+            key[:, :, keys],
+            value[:, :, keys],
+            is_causal=mask is None,
+            attn_mask=mask,
+            scale=scale,
+        )
+        if segment.is_first:
+            out[:, :, queries], lse[:, :, queries] = part, part_lse
+        else:
+            _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+    return out, lse
+
+
 class _Segments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float) -> Tensor:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-        lse = torch.empty(query.shape[:3], dtype=torch.float32)
-        for segment in forest.segments:
-            queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
-            mask = forest.mask(segment, query.dtype)
-            part, part_lse = kernel(
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                is_causal=mask is None,
-                attn_mask=mask,
-                scale=scale,
-            )
-            if segment.is_first:
-                out[:, :, queries], lse[:, :, queries] = part, part_lse
-            else:
-                _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+        out, lse = _by_segment(query, key, value, forest, scale)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.forest, ctx.scale = forest, scale
         return out
@@ -214,7 +270,11 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, cap: float) -> Tensor:
-    """Plain tensor operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2)."""
+    """Plain tensor operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2).
+
+    Keys may have C cached ones in front.
+    """
+    past, num_past = forest.past, key.shape[2] - query.shape[2]
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     outs: list[Tensor] = []
@@ -223,8 +283,11 @@ def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention,
         while path and path[-1].end <= node.start:
             path.pop()
         path.append(node)
-        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path])
-        queries = torch.arange(node.start, node.stop, device=query.device)
+        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path]) + num_past
+        if num_past and past is not None:
+            above = (past.first_C <= node.start) & (node.start < past.last_C)
+            keys = torch.cat([above.nonzero().squeeze(1), keys])
+        queries = torch.arange(node.start, node.stop, device=query.device) + num_past
         scores = (query[:, :, node.start : node.stop] @ key[:, :, keys].transpose(2, 3)).float() * scale
         scores = (cap * torch.tanh(scores / cap)).masked_fill(keys > queries[:, None], -torch.inf)
         outs.append(scores.softmax(dim=-1).to(value.dtype) @ value[:, :, keys])

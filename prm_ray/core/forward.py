@@ -14,6 +14,8 @@ from torch import Tensor
 from prm_ray.core.attention import ForestAttention, use_forest_attention
 from prm_ray.core.logprobs import token_logprobs
 from prm_ray.core.packing import PackedBatch
+from prm_ray.core.past import Past
+from prm_ray.core.prefixcache import PrefixCache
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _GROWING_ROPE = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
@@ -57,19 +59,50 @@ def response_logprobs(model: Any, batch: PackedBatch) -> Tensor:
     Differentiable in the model's parameters. Each distinct token is computed once, and only positions that predict a
     response token meet the vocabulary.
     """
-    _check_length(model.config, batch)
-    use_forest_attention(model)
     batch = batch.to(model.device)
     if not len(batch.target_U):
         return torch.zeros(0, device=model.device)
-    hidden_TD = model.base_model(
+    hidden_TE = _hidden_states(model, batch)
+    return _token_logprobs(model, hidden_TE[batch.predictor_U], batch.target_U)[batch.source_R]
+
+
+@torch.no_grad()
+def cached_response_logprobs(cache: PrefixCache, batch: PackedBatch) -> Tensor:
+    """The same for a batch packed behind what `cache` holds (`pack_lazily` with its `find`), within `cache.use()`.
+
+    Only tokens that the cache lacks go through its model, and they are added to it.
+    """
+    model = cache.model
+    batch = batch.to(model.device)
+    if not len(batch.target_U):
+        return torch.zeros(0, device=model.device)
+    with cache.room_for(batch) as past:
+        hidden_TE = _hidden_states(model, batch, past) if len(batch.input_ids_T) else None
+        logprobs_U = past.known_logprobs()
+        missing = logprobs_U.isnan().nonzero().squeeze(1)
+        if len(missing):
+            logprobs_U[missing] = _token_logprobs(model, past.predictors(hidden_TE, missing), batch.target_U[missing])
+            past.store_logprobs(logprobs_U)
+    return logprobs_U[batch.source_R]
+
+
+def _hidden_states(model: Any, batch: PackedBatch, past: Past | None = None) -> Tensor:
+    """What the output layer gets, [T, E]."""
+    _check_length(model.config, batch)
+    use_forest_attention(model)
+    hidden_TE = model.base_model(
         input_ids=batch.input_ids_T[None],
         attention_mask=torch.zeros(1, 1, 1, 1, device=model.device),  # four dimensions: transformers makes none then
         position_ids=batch.position_ids_T[None],
         use_cache=False,
-        forest=ForestAttention(batch.nodes, len(batch.input_ids_T), model.device),
+        forest=ForestAttention(batch.nodes, len(batch.input_ids_T), model.device, past),
     ).last_hidden_state[0]
+    if past is not None:
+        past.store_hidden(hidden_TE)
+    return hidden_TE
+
+
+def _token_logprobs(model: Any, hidden_UE: Tensor, target_U: Tensor) -> Tensor:
     head = model.get_output_embeddings()
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    logprobs_U = token_logprobs(hidden_TD[batch.predictor_U], head.weight, batch.target_U, head.bias, softcap)
-    return logprobs_U[batch.source_R]
+    return token_logprobs(hidden_UE, head.weight, target_U, head.bias, softcap)
