@@ -8,7 +8,7 @@ Two ways, chosen by where the model is (`backend_of`):
             partial gradient is exact, as in a flash kernel that walks over key blocks.
   flex      GPU. FlexAttention with a block mask; a key's queries are a range, so the rule is two comparisons.
 
-Tokens of a prefix cache (`past.py`) are keys without queries: further calls merged into the result, or keys in front.
+Tokens of a prefix cache (`past.py`) are keys without queries, put in front of the batch's own.
 
 Letters: B rows, H heads, K key-value heads, T tokens, D head size, C cached tokens.
 """
@@ -54,6 +54,11 @@ class ForestAttention:
     past: Past | None = None
     _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
 
+    @property
+    def num_past(self) -> int:
+        """C, the number of keys in front of the batch's own."""
+        return self.past.num_keys if self.past else 0
+
     @cached_property
     def segments(self) -> list[Segment]:
         return _segments(self.nodes)
@@ -81,20 +86,20 @@ class ForestAttention:
         """The same as a FlexAttention block mask."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        last_T = self.last_T
+        num_tokens, last_T = self.num_tokens, self.last_T
 
         def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (query < last_T[key])
 
-        if self.past is None or not self.past.num_keys:
-            return create_block_mask(sees, None, None, self.num_tokens, self.num_tokens, device=str(self.device))
-        first_X = torch.cat([self.past.first_C, torch.arange(self.num_tokens, device=self.device)])
+        if self.past is None:
+            return create_block_mask(sees, None, None, num_tokens, num_tokens, device=str(self.device))
+        first_X = torch.cat([self.past.first_C, torch.arange(num_tokens, device=self.device)])
         last_X = torch.cat([self.past.last_C, last_T])
 
         def sees_past(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (first_X[key] <= query) & (query < last_X[key])
 
-        return create_block_mask(sees_past, None, None, self.num_tokens, len(last_X), device=str(self.device))
+        return create_block_mask(sees_past, None, None, num_tokens, len(last_X), device=str(self.device))
 
 
 def backend_of(device: torch.device | str) -> str:
@@ -154,8 +159,8 @@ def _attend(
         raise ValueError("attention with sinks, or with values of another size than keys, is not supported")
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     if forest.past is not None:
-        out_BHTD = _behind_past(module.layer_idx, (query_BHTD, key_BKTD, value_BKTD), forest, forest.past, scale, softcap)
-    elif forest.device.type == "cuda":
+        key_BKTD, value_BKTD = forest.past.extend(module.layer_idx, key_BKTD, value_BKTD)
+    if forest.device.type == "cuda":
         out_BHTD = _flex(query_BHTD, key_BKTD, value_BKTD, forest, scale, softcap)
     elif softcap is None:
         out_BHTD = cast(Tensor, _Segments.apply(query_BHTD, key_BKTD, value_BKTD, forest, scale))  # pyright: ignore
@@ -171,69 +176,30 @@ def _ordinary(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any
     return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
-def _behind_past(
-    layer: int, states: tuple[Tensor, Tensor, Tensor], forest: ForestAttention, past: Past, scale: float, cap: float | None
-) -> Tensor:
-    """Attention to a batch's own tokens and to the cached ones, for inference; the own ones are put in the cache."""
-    query, key, value = states
-    past.store_layer(layer, key, value)
-    if forest.device.type != "cuda" and cap is None:
-        out, lse = _by_segment(query, key, value, forest, scale)
-        if past.num_keys:
-            _merge_past(out, lse, query, layer, past, scale)
-        return out
-    if past.num_keys:
-        past_key, past_value = past.keys_and_values(layer)
-        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
-    if forest.device.type == "cuda":
-        return _flex(query, key, value, forest, scale, cap)
-    assert cap is not None
-    return _by_path(query, key, value, forest, scale, cap)
-
-
-def _merge_past(out: Tensor, lse: Tensor, query: Tensor, layer: int, past: Past, scale: float) -> None:
-    key_BKCD, value_BKCD = past.keys_and_values(layer)
-    for segment in past.segments:
-        queries, keys = slice(segment.first, segment.last), slice(segment.start, segment.stop)
-        part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query[:, :, queries],
-            key_BKCD[:, :, keys],
-            value_BKCD[:, :, keys],
-            attn_mask=past.mask(segment, query.dtype),
-            scale=scale,
-        )
-        _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
-
-
-def _by_segment(
-    query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, T, D] and log-sum-exp of the scores, float32 [B, H, T]."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-    lse = torch.empty(query.shape[:3], dtype=torch.float32)
-    for segment in forest.segments:
-        queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
-        mask = forest.mask(segment, query.dtype)
-        part, part_lse = kernel(
-            query[:, :, queries],
-            key[:, :, keys],
-            value[:, :, keys],
-            is_causal=mask is None,
-            attn_mask=mask,
-            scale=scale,
-        )
-        if segment.is_first:
-            out[:, :, queries], lse[:, :, queries] = part, part_lse
-        else:
-            _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
-    return out, lse
-
-
 class _Segments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float) -> Tensor:
-        out, lse = _by_segment(query, key, value, forest, scale)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        lse = torch.empty(query.shape[:3], dtype=torch.float32)
+        own_key, own_value = key[:, :, forest.num_past :], value[:, :, forest.num_past :]
+        for segment in forest.segments:
+            queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
+            mask = forest.mask(segment, query.dtype)
+            part, part_lse = kernel(
+                query[:, :, queries],
+                own_key[:, :, keys],
+                own_value[:, :, keys],
+                is_causal=mask is None,
+                attn_mask=mask,
+                scale=scale,
+            )
+            if segment.is_first:
+                out[:, :, queries], lse[:, :, queries] = part, part_lse
+            else:
+                _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+        if forest.past is not None:
+            _merge_past(out, lse, (query, key, value), forest.past, scale)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.forest, ctx.scale = forest, scale
         return out
@@ -269,12 +235,22 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     torch.logaddexp(lse, part_lse, out=lse)
 
 
-def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, cap: float) -> Tensor:
-    """Plain tensor operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2).
+def _merge_past(out: Tensor, lse: Tensor, states: tuple[Tensor, Tensor, Tensor], past: Past, scale: float) -> None:
+    query, key, value = states
+    for segment in past.segments:
+        queries, keys = slice(segment.first, segment.last), slice(segment.start, segment.stop)
+        part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[:, :, queries],
+            key[:, :, keys],
+            value[:, :, keys],
+            attn_mask=past.mask(segment, query.dtype),
+            scale=scale,
+        )
+        _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
 
-    Keys may have C cached ones in front.
-    """
-    past, num_past = forest.past, key.shape[2] - query.shape[2]
+
+def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, cap: float) -> Tensor:
+    """Plain operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2)."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     outs: list[Tensor] = []
@@ -283,11 +259,10 @@ def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention,
         while path and path[-1].end <= node.start:
             path.pop()
         path.append(node)
-        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path]) + num_past
-        if num_past and past is not None:
-            above = (past.first_C <= node.start) & (node.start < past.last_C)
-            keys = torch.cat([above.nonzero().squeeze(1), keys])
-        queries = torch.arange(node.start, node.stop, device=query.device) + num_past
+        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path]) + forest.num_past
+        if forest.past is not None:
+            keys = torch.cat([forest.past.above(node.start), keys])
+        queries = torch.arange(node.start, node.stop, device=query.device) + forest.num_past
         scores = (query[:, :, node.start : node.stop] @ key[:, :, keys].transpose(2, 3)).float() * scale
         scores = (cap * torch.tanh(scores / cap)).masked_fill(keys > queries[:, None], -torch.inf)
         outs.append(scores.softmax(dim=-1).to(value.dtype) @ value[:, :, keys])

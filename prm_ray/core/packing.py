@@ -8,11 +8,11 @@ equals the one of the response alone behind its prompt.
 Depth first has a happy consequence: the tokens below a node are the ones right behind it. Key k is seen by exactly the
 queries k, k+1, .. up to the end of its node's subtree, a range. `attention.py` rests on that.
 
-A text may begin with tokens that an earlier call computed and `prefixcache.py` keeps: they are left out, and what follows
-them is the root of a tree whose first ancestors are in the cache. A token's *place* is its index in the batch, or ~slot
-(a negative number) where it is in the cache.
+A text may begin with tokens that an earlier call computed and `prefixcache.py` keeps: they are left out, and what
+follows them is the root of a tree whose first ancestors are in the cache. A token's *place* is its index in the batch,
+or ~slot (a negative number) where it is in the cache.
 
-Letters: T tokens of a batch, U of them whose log-prob is wanted, R response tokens of all branches, one after the other.
+Letters: T tokens of a batch, U tokens whose log-prob is wanted, R response tokens of all branches, one after the other.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def pack_lazily(
 ) -> Iterator[PackedBatch]:
     """The same batch by batch; what is cached by then is left out.
 
-    `find` gives the slots of the longest start of a text that the cache holds. It is asked for a batch's texts after the
-    batches before it were taken, so a batch builds upon what they left there.
+    `find` gives the slots of the longest start of a text that the cache holds. It is asked for a batch's texts after
+    the batches before it were taken, so a batch builds upon what they left there.
     """
     forest, previous = _Forest(), None
     for text in sorted(_texts(groups), key=lambda text: text.key):

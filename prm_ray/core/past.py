@@ -1,13 +1,12 @@
 """What a batch's new tokens see of those computed before: which of them, and what is stored of them.
 
-Letters: N slots, C cached tokens that have new ones below them, S new tokens that are kept, U wanted tokens, T tokens of
-a batch, K key-value heads, D head size, E hidden size, B rows (one).
+Letters: N slots, C cached tokens that have new ones below them, S new tokens that are kept, U wanted tokens, T tokens
+of a batch, X = C + T, K key-value heads, D head size, E hidden size, B rows (one).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -75,15 +74,20 @@ class Past:
             self._masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         return self._masks[key]
 
-    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Those of the cached tokens in a layer, [B, K, C, D]."""
-        rows = (self._pools.read((name, layer), self._slots_C) for name in ("key", "value"))
-        key_BKCD, value_BKCD = (rows_CKD.transpose(0, 1)[None] for rows_CKD in rows)
-        return key_BKCD, value_BKCD
+    def above(self, token: int) -> Tensor:
+        """Which of the C a new token sees."""
+        return ((self.first_C <= token) & (token < self.last_C)).nonzero().squeeze(1)
 
-    def store_layer(self, layer: int, key_BKTD: Tensor, value_BKTD: Tensor) -> None:
+    def extend(self, layer: int, key_BKTD: Tensor, value_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store what a layer made of the batch's tokens; those of the cached ones and they, [B, K, X, D]."""
+        extended = []
         for name, states_BKTD in (("key", key_BKTD), ("value", value_BKTD)):
             self._pools.store((name, layer), self._slots_S, states_BKTD[0, :, : len(self._slots_S)].transpose(0, 1))
+            if self.num_keys:
+                past_BKCD = self._pools.read((name, layer), self._slots_C).transpose(0, 1)[None]
+                states_BKTD = torch.cat([past_BKCD, states_BKTD], dim=2)
+            extended.append(states_BKTD)
+        return extended[0], extended[1]
 
     def store_hidden(self, hidden_TE: Tensor) -> None:
         self._pools.store(("hidden", 0), self._slots_S, hidden_TE[: len(self._slots_S)])
@@ -121,10 +125,8 @@ def slots_at(places: Tensor, slots_S: Tensor) -> Tensor:
     return slots
 
 
-def _ancestors(
-    roots: list[tuple[int, Places]], num_tokens: int
-) -> tuple[Places, NDArray[np.int64], NDArray[np.int64]]:
-    """(slots, first, last) [C] of the distinct cached tokens before `roots`, depth first, and the new ones below each."""
+def _ancestors(roots: list[tuple[int, Places]], num_tokens: int) -> tuple[Places, NDArray[np.int64], NDArray[np.int64]]:
+    """(slots, first, last) [C]: the distinct cached tokens before `roots`, depth first, and what is below each."""
     slots, first, last = [NOWHERE], [NOWHERE], np.empty(sum(len(path) for _, path in roots), dtype=np.int64)
     path, index, count = NOWHERE, NOWHERE, 0  # those of the root before, and where they are among the C
     for start, above in [*roots, (num_tokens, NOWHERE)]:

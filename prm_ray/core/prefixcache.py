@@ -1,8 +1,8 @@
 """What a model computed for tokens it has seen, kept across calls: new candidates cost only their new tokens.
 
-A token's slot holds its keys and values of every layer, its final hidden state (which predicts whatever follows it) and
-its log-prob behind its ancestors, once somebody asked. Memory is bounded by the number of slots; the least recently used
-tokens make room. A call with more new tokens than there is room for is computed all the same and kept in part.
+A token's slot holds its keys and values of every layer, its final hidden state (which predicts whatever follows it)
+and its log-prob behind its ancestors, once somebody asked. Memory is bounded by the number of slots; the least recently
+used tokens make room. A call with more new tokens than there is room for is computed all the same and kept in part.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which token sequences a cache holds, and in which slots: a radix tree over token ids that forgets the least recently used.
+"""Which texts a cache holds, and in which slots: a radix tree over token ids that forgets the least recently used.
 
 A run is a piece of text without a branching, a slot a token. The order of use is kept so that a run always comes behind
-the runs below it; the oldest run is therefore a leaf, and forgetting starts at its last token: whatever stays in the tree
-has all its ancestors there too.
+the runs below it; the oldest run is therefore a leaf, and forgetting starts at its last token: whatever stays in the
+tree has all its ancestors there too.
 """
 
 from __future__ import annotations
