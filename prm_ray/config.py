@@ -34,6 +34,8 @@ _RESOURCES = {
     "checkpoint_every",
     "num_workers",
     "gpus_per_worker",
+    "parallel",
+    "gradient_checkpointing",
     "num_engines",
     "gpus_per_engine",
     "engine_options",
@@ -154,6 +156,10 @@ class FitSection(Section):
     """Optimizer steps between checkpoints (and held-out measurements)."""
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: each worker holds all weights; `fsdp`: each holds its share of them, for models too large for one GPU."""
+    gradient_checkpointing: bool = False
+    """Keep one activation a layer and compute the others again: memory for about a third more time."""
 
 
 class WarmupSection(FitSection):
@@ -251,6 +257,23 @@ class TrainSection(FitSection):
     """Give the right and the wrong responses of a prompt the same total weight: what counts is ranking within it."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the training problems held out for loss / accuracy / AUC while training."""
+    lora_rank: int = Field(0, ge=0)
+    """0 = train all weights; else a LoRA adapter of this rank, whose base is the reference: one model in memory."""
+    lora_alpha: float | None = Field(None, gt=0)
+    """The adapter's output is scaled by lora_alpha / lora_rank; none = twice the rank."""
+    lora_targets: list[str] = []
+    """Linear layers that get one, by the ends of their names (q_proj, v_proj ...); empty = all but the output layer."""
+
+    @model_validator(mode="after")
+    def _fits_an_adapter(self) -> TrainSection:
+        if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets):
+            raise ValueError("lora_alpha and lora_targets need a lora_rank of at least 1")
+        if self.lora_rank and (self.freeze_embeddings or self.norm_lr is not None):
+            raise ValueError(
+                "freeze_embeddings and norm_lr must be left out with lora_rank: an adapter has neither "
+                "embeddings nor norms, and all of its base stays as it is"
+            )
+        return self
 
 
 class ScoreSection(Section):

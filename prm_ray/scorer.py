@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prm_ray.adapters import has_adapter, is_adapter_over
 from prm_ray.config import PromptSection
-from prm_ray.core.forward import cached_response_logprobs, check_model, response_logprobs
+from prm_ray.core.forward import cached_response_logprobs, policy_and_reference_logprobs, response_logprobs
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack, pack_lazily, unpack
 from prm_ray.core.prefixcache import PrefixCache
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
 from prm_ray.core.steps import step_token_ends
+from prm_ray.core.support import check_model
 from prm_ray.errors import UserError
 from prm_ray.models import (
     build_messages,
@@ -83,6 +85,23 @@ def _by_group(
     return found
 
 
+@torch.no_grad()
+def group_logprob_pairs(
+    model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
+) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
+    """`group_logprobs` with the model's adapter, and without it: one forward pass for policy and reference.
+
+    A pass holds two rows, so half as many tokens in each.
+    """
+    policy = [[torch.zeros(0)] * len(group.responses) for group in groups]
+    reference = [[torch.zeros(0)] * len(group.responses) for group in groups]
+    for batch in pack(groups, max(1, token_budget // 2)):
+        for found, logprobs_R in zip((policy, reference), policy_and_reference_logprobs(model, batch), strict=True):
+            for (group, response), values in unpack(logprobs_R.cpu(), batch):
+                found[group][response] = values
+    return policy, reference
+
+
 class Scorer:
     """Step rewards from a policy, and mostly a reference: causal language models over the same tokens."""
 
@@ -101,8 +120,11 @@ class Scorer:
     ):
         """`with_reference=False` leaves the reference out; else `reference=None` needs cached log-probs.
 
+        A policy that is an adapter over its reference is given as both: then one model and one pass do for the two.
+
         With `cache_tokens` each model keeps what it computed for so many tokens, the most recently used ones: a prompt
-        seen before with new responses, or a response that grew by a step, costs only its new tokens.
+        seen before with new responses, or a response that grew by a step, costs only its new tokens. An adapter and
+        its base are two passes and two caches then.
         """
         if cache_tokens < 0:
             raise UserError(f"cache_tokens is {cache_tokens}; it must be 0 (no prefix cache) or more")
@@ -150,9 +172,14 @@ class Scorer:
         reference_path = resolve_model(str(reference or facts["reference"])) if with_reference else None
         if reference_path is not None:
             check_vocabularies(policy_path, reference_path)
+        policy_model = load_model(policy_path, dtype)
+        reference_model = None
+        if reference_path is not None:
+            is_base = is_adapter_over(policy_path, reference_path)
+            reference_model = policy_model if is_base else load_model(reference_path, dtype)
         return cls(
-            load_model(policy_path, dtype),
-            None if reference_path is None else load_model(reference_path, dtype),
+            policy_model,
+            reference_model,
             load_tokenizer(policy_path),
             beta=facts.get("beta", 1.0) if beta is None else beta,
             step_rule=step_rule or facts.get("step_rule", "blank_line"),
@@ -182,6 +209,8 @@ class Scorer:
         if not self.with_reference:
             return self._rewards(groups, None)
         assert self.reference is not None, "this scorer was made to score against cached reference log-probs"
+        if self.reference is self.policy and has_adapter(self.policy):
+            return self._score_adapter(groups)
         ref_logprobs = self._logprobs(self.reference, self.reference_cache, groups)
         return self.score_against(groups, ref_logprobs)
 
@@ -195,8 +224,18 @@ class Scorer:
         self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]] | None
     ) -> list[list[list[float]]]:
         logprobs = self._logprobs(self.policy, self.policy_cache, groups)
-        references: Sequence[Sequence[torch.Tensor | None]]
-        references = ref_logprobs or [[None] * len(group.responses) for group in groups]
+        return self._paired(logprobs, ref_logprobs or [[None] * len(group.responses) for group in groups])
+
+    def _score_adapter(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
+        if self.policy_cache is None or self.reference_cache is None:
+            return self._paired(*group_logprob_pairs(self.policy, groups, self.token_budget))
+        with self.policy_cache.use(), self.policy.disable_adapter():  # while it is off, nobody fills the policy's cache
+            ref_logprobs = cached_group_logprobs(self.reference_cache, groups, self.token_budget)
+        return self.score_against(groups, ref_logprobs)
+
+    def _paired(
+        self, logprobs: Sequence[Sequence[torch.Tensor]], references: Sequence[Sequence[torch.Tensor | None]]
+    ) -> list[list[list[float]]]:
         return [
             [token_rewards(ours, theirs, self.beta).tolist() for ours, theirs in zip(policy, reference, strict=True)]
             for policy, reference in zip(logprobs, references, strict=True)

@@ -1,8 +1,8 @@
 """`Trainer`: one optimizer step over packed batches. It knows torch, not Ray; workers meet in `torch.distributed`.
 
-Weights live twice when the model computes in bfloat16: float32 masters that the optimizer moves, and the bfloat16 copy
-that runs, made anew once a step rather than at every forward. Gradients of all micro-batches are added in float32, then
-once over all workers, and were divided by the global count before: how a step is cut changes nothing but rounding.
+The optimizer moves float32 masters, whatever the model computes in; `weights.py` holds them, whole or a shard a worker.
+Gradients of all micro-batches and workers are added in float32, and were divided by the global count before: how a step
+is cut changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prm_ray.core.forward import check_model, response_logprobs
-from prm_ray.core.packing import PackedBatch
+from prm_ray.adapters import has_adapter, save_weights
+from prm_ray.core.forward import causal_lm
+from prm_ray.core.packing import PackedBatch, PromptGroup, pack
+from prm_ray.core.support import check_model
 from prm_ray.errors import NonFiniteLossError
+from prm_ray.sharding import ShardedWeights
+from prm_ray.trainerstate import StoredState, write_shard
+from prm_ray.weights import Weights, WholeWeights, world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,9 +70,12 @@ class StepResult:
 class Trainer:
     """AdamW (betas 0.9, 0.95) with gradient clipping over any model whose responses can be packed.
 
-    `model` is given in float32; `compute_dtype` is the number format of forward and backward. `norm_lr` is the peak
-    learning rate of vectors (gains of the norms, biases) where it differs from that of the matrices: gains are some
-    hundred times larger than the entries of a matrix, and at the same rate they hardly move in a short run.
+    `model` is given in float32 (under an adapter, all that the adapter freezes in any format); `compute_dtype` is the
+    number format of forward and backward. `norm_lr` is the peak learning rate of vectors (gains of the norms, biases)
+    where it differs from that of the matrices: gains are some hundred times larger than the entries of a matrix, and at
+    the same rate they hardly move in a short run. `parallel` is `ddp` (`weights.py`) or `fsdp` (`sharding.py`); with
+    `fsdp` every worker must call every method, and `logprobs` as often as the others. `gradient_checkpointing` keeps
+    one activation in each layer and computes the rest again in backward.
     """
 
     def __init__(
@@ -82,57 +88,75 @@ class Trainer:
         grad_clip: float = 1.0,
         freeze_embeddings: bool = False,
         norm_lr: float | None = None,
+        parallel: str = "ddp",
+        gradient_checkpointing: bool = False,
     ):
         check_model(model)
         self.model = model
         self.schedule = schedule
         self.num_steps = 0
-        self._grad_clip = grad_clip
+        self._compute_dtype, self._grad_clip = compute_dtype, grad_clip
         if freeze_embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
                 module.requires_grad_(False)
-        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._masters = [parameter.detach().float().clone() for parameter in moving]
-        model.to(compute_dtype).train()
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        fused = self._masters[0].device.type in ("cuda", "cpu")
+        if gradient_checkpointing:
+            causal_lm(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        self._trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        kinds: dict[str, type[WholeWeights] | type[ShardedWeights]] = {"ddp": WholeWeights, "fsdp": ShardedWeights}
+        self._weights: Weights = kinds[parallel](model, compute_dtype)
+        self._masters = self._weights.masters
         groups = self._parameter_groups(weight_decay, 1.0 if norm_lr is None else norm_lr / schedule.lr)
+        fused = self._masters[0].device.type in ("cuda", "cpu")
         self._optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95), fused=fused)
-        self._flat_grad, self._grads = _flat_views(self._masters)
         self._cycle_sums: list[Tensor] = []
+
+    @property
+    def is_sharded(self) -> bool:
+        """Every worker holds a part of the weights, so all must take part in whatever uses them."""
+        return self._weights.num_shards > 1
 
     def step(self, batches: Sequence[PackedBatch], loss: Loss, count: int) -> StepResult:
         """One optimizer step; `count` is the number of responses (or tokens) of the step over all workers.
 
-        Raises `NonFiniteLossError` on every worker, before any weight moves, if the loss or gradient is not finite.
+        A worker may have fewer batches than the others, or none. Raises `NonFiniteLossError` on every worker, before
+        any weight moves, if the loss or gradient is not finite.
         """
-        self._flat_grad.zero_()
-        total = torch.zeros((), device=self._flat_grad.device)
+        self._weights.clear_grads()
+        total = torch.zeros((), device=self._masters[0].device)
+        num_idle = self._weights.num_passes(len(batches)) - len(batches)
         for batch in batches:
-            mean = loss(batch, response_logprobs(self.model, batch)) / count
+            mean = loss(batch, self._weights.logprobs(batch)) / count
             mean.backward()
             total += mean.detach()
-            self._move_grads()
-        self._add_over_workers(total, self._flat_grad)
-        norm = torch.nn.utils.get_total_norm(self._grads)  # of the parts: one float32 sum over 10^8 numbers is inexact
-        if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
+            self._weights.collect_grads()
+        for _ in range(num_idle):
+            (0.0 * self._weights.logprobs(_smallest_batch()).sum()).backward()
+        grads = self._weights.sum_grads(total)
+        norm = self._weights.grad_norm(grads)
+        if not math.isfinite(total.item()) or not math.isfinite(norm):
             raise NonFiniteLossError(
-                f"loss {total.item()} and gradient norm {norm.item()} at step {self.num_steps}: not finite; "
+                f"loss {total.item()} and gradient norm {norm} at step {self.num_steps}: not finite; "
                 "lower the learning rate (lr, norm_lr) or train.beta, or compute in float32 (model.dtype)"
             )
         lr = self.schedule.at(self.num_steps)
-        self._move_weights(norm.item(), lr)
+        self._move_weights(grads, norm, lr)
         self.num_steps += 1
         self._end_cycle()
-        return StepResult(total.item(), norm.item(), lr)
+        return StepResult(total.item(), norm, lr)
 
     @torch.no_grad()
     def logprobs(self, batch: PackedBatch) -> Tensor:
         """Response log-probs [R] under the present weights, for held-out measurements."""
-        return response_logprobs(self.model, batch)
+        return self._weights.logprobs(batch)
 
-    def save_state(self, path: Path) -> None:
-        """Everything an exact resume needs, as one safetensors file (masters and moments; no pickle)."""
+    @property
+    def has_state(self) -> bool:
+        """This worker has a part of a checkpoint to write."""
+        return self.is_sharded or world()[0] == 0
+
+    def save_state(self, folder: Path) -> None:
+        """This worker's share of everything an exact resume needs, a safetensors file (masters, moments; no pickle)."""
         tensors: dict[str, Tensor] = {"num_steps": torch.tensor(self.num_steps)}
         for number, master in enumerate(self._masters):
             tensors[f"{number}.master"] = master
@@ -140,19 +164,20 @@ class Trainer:
                 tensors[f"{number}.cycle_sum"] = self._cycle_sums[number]
             for name, value in self._optimizer.state[master].items():
                 tensors[f"{number}.{name}"] = value
-        save_file(tensors, path)
+        write_shard(folder, tensors, world()[0] if self.is_sharded else 0, self._weights.num_shards)
 
-    def load_state(self, path: Path) -> None:
-        """Go on exactly where `save_state` stood."""
-        tensors = load_file(path)
-        self.num_steps = int(tensors["num_steps"])
-        for number, (master, parameter) in enumerate(zip(self._masters, self._parameters, strict=True)):
-            master.copy_(tensors[f"{number}.master"])
-            parameter.data.copy_(master)
-            if f"{number}.cycle_sum" in tensors:
-                self._cycle_sums.append(tensors[f"{number}.cycle_sum"].to(master.device))
-            names = [name for name in _MOMENTS if f"{number}.{name}" in tensors]
-            self._optimizer.state[master] = {name: tensors[f"{number}.{name}"].to(master.device) for name in names}
+    def load_state(self, folder: Path) -> None:
+        """Go on exactly where `save_state` stood; the folder holds the files of all workers, now maybe others."""
+        with StoredState(folder) as stored:
+            self.num_steps = int(stored.scalar("num_steps"))
+            for number, master in enumerate(self._masters):
+                names = [name for name in ("master", "cycle_sum", *_MOMENTS) if f"{number}.{name}" in stored]
+                found = {name: stored.read(f"{number}.{name}", self._weights.rows).to(master.device) for name in names}
+                master.copy_(found.pop("master"))
+                if "cycle_sum" in found:
+                    self._cycle_sums.append(found.pop("cycle_sum"))
+                self._optimizer.state[master] = found
+        self._weights.show(self._masters)
 
     def use_average(self) -> None:
         """Put the mean of the weights at the ends of the cycles so far into the model, once training is over.
@@ -162,12 +187,13 @@ class Trainer:
         """
         num_ends = sum(end <= self.num_steps for end in self.schedule.cycle_ends())
         if num_ends > 1:
-            for parameter, total in zip(self._parameters, self._cycle_sums, strict=True):
-                parameter.data.copy_(total / num_ends)
+            self._weights.show([total / num_ends for total in self._cycle_sums])
 
     def save_model(self, folder: Path) -> None:
-        """Write a plain Hugging Face model folder in the compute dtype."""
-        self.model.save_pretrained(folder)
+        """Write a plain Hugging Face model folder, or the adapter alone, in the compute dtype; rank 0 does."""
+        tensors = self._weights.gathered(self._trained if has_adapter(self.model) else None)
+        if world()[0] == 0:
+            save_weights(self.model, folder, tensors, self._compute_dtype)
 
     def _parameter_groups(self, weight_decay: float, norm_factor: float) -> list[dict[str, Any]]:
         """Matrices, and vectors: at `norm_factor` times their learning rate and without weight decay, as usual."""
@@ -179,12 +205,6 @@ class Trainer:
         ]
         return [group for group in groups if group["params"]]
 
-    def _move_grads(self) -> None:
-        for grad, parameter in zip(self._grads, self._parameters, strict=True):
-            if parameter.grad is not None:
-                grad += parameter.grad
-                parameter.grad = None
-
     def _end_cycle(self) -> None:
         if self.schedule.cycles == 1 or self.num_steps not in self.schedule.cycle_ends():
             return
@@ -192,24 +212,16 @@ class Trainer:
             self._cycle_sums = [torch.zeros_like(master) for master in self._masters]
         torch._foreach_add_(self._cycle_sums, self._masters)
 
-    def _add_over_workers(self, *tensors: Tensor) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-
-    def _move_weights(self, norm: float, lr: float) -> None:
-        self._flat_grad.mul_(min(1.0, self._grad_clip / (norm + 1e-6)))
-        for master, grad in zip(self._masters, self._grads, strict=True):
+    def _move_weights(self, grads: Sequence[Tensor], norm: float, lr: float) -> None:
+        torch._foreach_mul_(list(grads), min(1.0, self._grad_clip / (norm + 1e-6)))
+        for master, grad in zip(self._masters, grads, strict=True):
             master.grad = grad
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self._optimizer.step()
-        for master, parameter in zip(self._masters, self._parameters, strict=True):
-            parameter.data.copy_(master)
+        self._weights.show(self._masters)
 
 
-def _flat_views(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A float32 buffer and views of it in the tensors' shapes: kept over all steps, summed over workers in one call."""
-    flat = torch.zeros(sum(tensor.numel() for tensor in tensors), device=tensors[0].device)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return flat, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+def _smallest_batch() -> PackedBatch:
+    """For a worker that has nothing to do while the others run a pass it is needed for."""
+    return pack([PromptGroup([0], [[0]])], 2)[0]

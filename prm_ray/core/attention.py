@@ -145,6 +145,7 @@ def _attend(
     key_BKTD: Tensor,
     value_BKTD: Tensor,
     attention_mask: Tensor | None,
+    *,
     forest: ForestAttention | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,

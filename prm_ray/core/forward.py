@@ -1,7 +1,8 @@
 """The one scoring function: a packed batch through a causal language model -> log-probs of its response tokens.
 
 Trainer, batch scorer and server all come through here, so the served reward is the evaluated reward by construction.
-The model is an argument with the transformers interface (`base_model`, `get_output_embeddings()`, `config`).
+The model is an argument with the transformers interface (`base_model`, `get_output_embeddings()`, `config`), or such a
+model under an adapter of the `peft` library; with the adapter off that is a second model, for the same memory.
 """
 
 from __future__ import annotations
@@ -17,22 +18,13 @@ from prm_ray.core.packing import PackedBatch
 from prm_ray.core.past import Past
 from prm_ray.core.prefixcache import PrefixCache
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _GROWING_ROPE = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 """Rotary embeddings that change for all tokens once any sequence is longer than what the config key says."""
 
 
-def check_model(model: Any) -> None:
-    """Raises `ValueError` for an architecture whose packed log-probs would not be exact."""
-    config = model.config
-    if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(f"model type {config.model_type!r} has an attention of its own that cannot be packed")
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
-    if strange:
-        raise ValueError(f"model type {config.model_type!r} has layers {strange}; only attention layers can be packed")
-    for name in ("logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"model type {config.model_type!r} scales its logits ({name}); that is not supported")
+def causal_lm(model: Any) -> Any:
+    """The transformers model itself, with the layers of an adapter in it if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _check_length(config: Any, batch: PackedBatch) -> None:
@@ -43,14 +35,20 @@ def _check_length(config: Any, batch: PackedBatch) -> None:
             f"a sequence of {longest} tokens is longer than the model's sliding window of {window}; "
             "its log-probs cannot be computed exactly"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    key = _GROWING_ROPE.get(rope.get("rope_type", ""))
-    limit = None if key is None else rope.get(key) or getattr(config, key, None)
-    if limit and longest > limit:
-        raise ValueError(
-            f"a sequence of {longest} tokens is longer than the {limit} at which this model's rotary embedding "
-            f"({rope['rope_type']}) begins to depend on its companions in the batch"
-        )
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:  # one, or one a kind of layer
+        key = _GROWING_ROPE.get(rope.get("rope_type", ""))
+        limit = None if key is None else rope.get(key) or getattr(config, key, None)
+        if limit and longest > limit:
+            raise ValueError(
+                f"a sequence of {longest} tokens is longer than the {limit} at which this model's rotary embedding "
+                f"({rope['rope_type']}) begins to depend on its companions in the batch"
+            )
+
+
+def _logit_scale(config: Any) -> float:
+    """What logits are multiplied by: Cohere's `logit_scale`, one over Granite's `logits_scaling`."""
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def response_logprobs(model: Any, batch: PackedBatch) -> Tensor:
@@ -59,50 +57,68 @@ def response_logprobs(model: Any, batch: PackedBatch) -> Tensor:
     Differentiable in the model's parameters. Each distinct token is computed once, and only positions that predict a
     response token meet the vocabulary.
     """
-    batch = batch.to(model.device)
-    if not len(batch.target_U):
-        return torch.zeros(0, device=model.device)
-    hidden_TE = _hidden_states(model, batch)
-    return _token_logprobs(model, hidden_TE[batch.predictor_U], batch.target_U)[batch.source_R]
+    return _logprobs_BR(causal_lm(model), batch, 1)[0]
+
+
+def policy_and_reference_logprobs(model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """`response_logprobs` with the model's adapter on, and with it off, [R] each: two rows of one forward pass.
+
+    `model` is a `PeftModel` in eval mode. The rows share every product with the base's weights; not for training.
+    """
+    with torch.no_grad(), model._enable_peft_forward_hooks(adapter_names=[model.active_adapter, "__base__"]):
+        policy_R, reference_R = _logprobs_BR(causal_lm(model), batch, 2)
+    return policy_R, reference_R
 
 
 @torch.no_grad()
 def cached_response_logprobs(cache: PrefixCache, batch: PackedBatch) -> Tensor:
-    """The same for a batch packed behind what `cache` holds (`pack_lazily` with its `find`), within `cache.use()`.
+    """`response_logprobs` of a batch packed behind what `cache` holds (`pack_lazily`, its `find`), in `cache.use()`.
 
     Only tokens that the cache lacks go through its model, and they are added to it.
     """
-    model = cache.model
+    model = causal_lm(cache.model)
     batch = batch.to(model.device)
     if not len(batch.target_U):
         return torch.zeros(0, device=model.device)
     with cache.room_for(batch) as past:
-        hidden_TE = _hidden_states(model, batch, past) if len(batch.input_ids_T) else None
+        hidden_TE = None
+        if len(batch.input_ids_T):
+            hidden_TE = _hidden_BTE(model, batch, 1, past)[0]
+            past.store_hidden(hidden_TE)
         logprobs_U = past.known_logprobs()
         missing = logprobs_U.isnan().nonzero().squeeze(1)
         if len(missing):
-            logprobs_U[missing] = _token_logprobs(model, past.predictors(hidden_TE, missing), batch.target_U[missing])
+            hidden_UE = past.predictors(hidden_TE, missing)
+            logprobs_U[missing] = _target_logprobs(model, hidden_UE, batch.target_U[missing])
             past.store_logprobs(logprobs_U)
     return logprobs_U[batch.source_R]
 
 
-def _hidden_states(model: Any, batch: PackedBatch, past: Past | None = None) -> Tensor:
-    """What the output layer gets, [T, E]."""
-    _check_length(model.config, batch)
+def _logprobs_BR(model: Any, batch: PackedBatch, num_rows: int) -> Tensor:
+    """The same batch in `num_rows` rows, which only an adapter can tell apart."""
+    batch = batch.to(model.device)
+    if not len(batch.target_U):
+        return torch.zeros(num_rows, 0, device=model.device)
+    hidden_UE = _hidden_BTE(model, batch, num_rows)[:, batch.predictor_U].flatten(0, 1)
+    logprobs_U = _target_logprobs(model, hidden_UE, batch.target_U.repeat(num_rows))
+    return logprobs_U.view(num_rows, -1)[:, batch.source_R]
+
+
+def _hidden_BTE(model: Any, batch: PackedBatch, num_rows: int, past: Past | None = None) -> Tensor:
+    """What the output layer gets."""
+    _check_length(model.config.get_text_config(), batch)
     use_forest_attention(model)
-    hidden_TE = model.base_model(
-        input_ids=batch.input_ids_T[None],
+    return model.base_model(
+        input_ids=batch.input_ids_T.expand(num_rows, -1),
         attention_mask=torch.zeros(1, 1, 1, 1, device=model.device),  # four dimensions: transformers makes none then
         position_ids=batch.position_ids_T[None],
         use_cache=False,
         forest=ForestAttention(batch.nodes, len(batch.input_ids_T), model.device, past),
-    ).last_hidden_state[0]
-    if past is not None:
-        past.store_hidden(hidden_TE)
-    return hidden_TE
+    ).last_hidden_state
 
 
-def _token_logprobs(model: Any, hidden_UE: Tensor, target_U: Tensor) -> Tensor:
-    head = model.get_output_embeddings()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
+def _target_logprobs(model: Any, hidden_UE: Tensor, target_U: Tensor) -> Tensor:
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    hidden_UE = hidden_UE if scale == 1 else hidden_UE * scale
     return token_logprobs(hidden_UE, head.weight, target_U, head.bias, softcap)

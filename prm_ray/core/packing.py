@@ -90,7 +90,7 @@ def pack(groups: Sequence[PromptGroup], token_budget: int) -> list[PackedBatch]:
 
     Texts are put in the order of their tokens first, so what shares a prefix lies together; a group that is cut starts
     anew behind its own copy of the shared part. One text alone over the budget makes a batch of its own: the budget
-    bounds how much is put together, never what can be computed.
+    bounds how much is put together, never what can be computed. Raises `ValueError` for a number that is no token id.
     """
     return list(pack_lazily(groups, token_budget))
 
@@ -125,11 +125,19 @@ def unpack(values_R: Tensor, batch: PackedBatch) -> list[tuple[tuple[int, int], 
 def _texts(groups: Sequence[PromptGroup]) -> list[_Text]:
     texts = []
     for number, group in enumerate(groups):
-        prompt = np.asarray(group.prompt, dtype=np.int32)
+        prompt = _token_ids(group.prompt)
         for index, response in enumerate(group.responses):
-            tokens = np.concatenate([prompt, np.asarray(response, dtype=np.int32)]) if len(response) else prompt
+            tokens = np.concatenate([prompt, _token_ids(response)]) if len(response) else prompt
             texts.append(_Text(tokens, len(prompt), (number, index), tokens.astype(">i4").tobytes()))
     return texts
+
+
+def _token_ids(values: Sequence[int]) -> Tokens:
+    """Raises `ValueError` for what would be cut or wrapped to another token: fractions, negative or huge numbers."""
+    tokens = np.asarray(values)
+    if tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"a token id must be a whole number from 0 to {np.iinfo(np.int32).max}, not as in {tokens}")
+    return tokens.astype(np.int32)
 
 
 def shared_prefix(one: NDArray[Any], other: NDArray[Any]) -> int:

@@ -22,6 +22,7 @@ from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, F
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from prm_ray.adapters import AdapterSettings, add_adapter
 from prm_ray.config import FitSection, RunConfig
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError
@@ -31,7 +32,6 @@ from prm_ray.stages.cluster import set_threads
 from prm_ray.trainer import Schedule, StepResult, Trainer
 from prm_ray.trainingdata import TrainingData, plan_steps, share
 
-_STATE = "state.safetensors"
 _FAILURE = "failure.txt"
 
 
@@ -47,6 +47,8 @@ class FitPlan:
     section: FitSection
     make_data: Callable[[], TrainingData]
     make_held_out: Callable[[], Callable[[Trainer], dict[str, Any]]] | None = None
+    adapter: AdapterSettings | None = None
+    """Train a new adapter over the model in place of the model itself."""
     working_dir: str = field(default_factory=os.getcwd)
 
     def steps(self, data: TrainingData) -> list[list[int]]:
@@ -110,7 +112,7 @@ def _train(plan: FitPlan) -> None:
     steps = plan.steps(data)
     trainer = _new_trainer(plan, len(steps))
     _resume(trainer)
-    measure = plan.make_held_out() if plan.make_held_out and rank == 0 else None
+    measure = plan.make_held_out() if plan.make_held_out and (rank == 0 or trainer.is_sharded) else None
     metrics = MetricsLog(plan.folder / "metrics.jsonl", trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
         items = steps[trainer.num_steps]
@@ -121,28 +123,40 @@ def _train(plan: FitPlan) -> None:
         if is_last:
             trainer.use_average()
         is_checkpoint = is_last or trainer.num_steps % section.checkpoint_every == 0
+        held_out = measure(trainer) if measure and is_checkpoint else {}
         if metrics is not None:
-            held_out = measure(trainer) if measure and is_checkpoint else {}
             metrics.write(
                 trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out
             )
         if is_checkpoint and not is_last:
-            _checkpoint(trainer, rank, result)
+            _checkpoint(trainer, result)
+    trainer.use_average()  # of a run that was killed behind its last step
+    trainer.save_model(plan.folder)
     if rank == 0:
-        trainer.use_average()  # of a run that was killed behind its last step
-        _save(trainer, plan)
+        _save_tokenizer(plan)
 
 
 def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
-    section, model = plan.section, plan.config.model
+    section, config = plan.section, plan.config
+    is_sharded = section.parallel == "fsdp"
+    model = load_model(
+        plan.model,
+        "float32" if plan.adapter is None else config.model.dtype,  # what an adapter freezes needs no masters
+        config.model.trust_remote_code,
+        device="cpu" if is_sharded else None,  # from there each layer goes to the GPU and is cut at once
+    )
+    if plan.adapter is not None:
+        model = add_adapter(model, plan.adapter, config.run.seed)
     return Trainer(
-        load_model(plan.model, "float32", model.trust_remote_code),
+        model,
         Schedule(section.lr, num_steps, section.warmup_ratio, section.cycles),
-        compute_dtype=getattr(torch, model.dtype),
+        compute_dtype=getattr(torch, config.model.dtype),
         weight_decay=section.weight_decay,
         grad_clip=section.grad_clip,
         freeze_embeddings=section.freeze_embeddings,
         norm_lr=section.norm_lr,
+        parallel=section.parallel,
+        gradient_checkpointing=section.gradient_checkpointing,
     )
 
 
@@ -150,22 +164,24 @@ def _resume(trainer: Trainer) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            trainer.load_state(Path(folder) / _STATE)
+            trainer.load_state(Path(folder))
 
 
-def _checkpoint(trainer: Trainer, rank: int, result: StepResult) -> None:
-    """Report, and wait until Ray has it on record: a report alone is lost if a worker dies right behind it."""
+def _checkpoint(trainer: Trainer, result: StepResult) -> None:
+    """Report, and wait until Ray has it on record: a report alone is lost if a worker dies right behind it.
+
+    Each worker reports the files it has; Ray puts them into one folder.
+    """
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
-        if rank == 0:
-            trainer.save_state(Path(folder) / _STATE)
+        if trainer.has_state:
+            trainer.save_state(Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
         ray.train.report({"loss": result.loss, "step": trainer.num_steps}, checkpoint=checkpoint)
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
 
-def _save(trainer: Trainer, plan: FitPlan) -> None:
-    trainer.save_model(plan.folder)
+def _save_tokenizer(plan: FitPlan) -> None:
     config = plan.config
     tokenizer = load_tokenizer(plan.model, config.prompt.chat_template, config.model.trust_remote_code)
     tokenizer.save_pretrained(plan.folder)

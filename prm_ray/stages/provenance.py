@@ -7,7 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-_RECORDED = ("torch", "ray", "vllm", "transformers")
+_RECORDED = ("torch", "ray", "vllm", "transformers", "peft")
 
 
 def package_version() -> str:

@@ -1,4 +1,4 @@
-"""train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder with `prm.json`.
+"""train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder (or adapter) with `prm.json`.
 
 In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
 table, so a step costs the policy alone.
@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, reference_model_path, write_prm_json
+from prm_ray.models import base_model_path, reference_model_path, resolve_model, write_prm_json
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder, read_parquet
@@ -27,14 +28,21 @@ from prm_ray.trainingdata import OutcomeData, held_out_metrics
 _COLUMNS = ["prompt_id", "split", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "error", "label_error"]
 
 
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for an adapter that the model cannot get, long before its responses are there."""
+    base_model_path(config)
+    if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
+        check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
+
+
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    section = config.train
+    section, adapter = config.train, _adapter(config)
     policy, reference = base_model_path(config), reference_model_path(config)
     table = training_rows(config)
     data = _training_data(config, table)
     _check_labels(data, config)
     make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
-    plan = FitPlan("train", folder.path, policy, config, section, make_data, make_held_out)
+    plan = FitPlan("train", folder.path, policy, config, section, make_data, make_held_out, adapter)
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
     prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
@@ -48,12 +56,21 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
             "step_rule": config.reference.step_rule,
             "aggregation": config.evaluate.aggregation,
             "prompt": prompt,
+            **({} if adapter is None else {"base": policy}),
         },
     )
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
     return StageResult(table.num_rows, num_responses, {}, tokens, {"num_steps": num_steps, "last": json.loads(last)})
+
+
+def _adapter(config: RunConfig) -> AdapterSettings | None:
+    section = config.train
+    if not section.lora_rank:
+        return None
+    alpha = section.lora_alpha or 2.0 * section.lora_rank
+    return AdapterSettings(section.lora_rank, alpha, tuple(section.lora_targets))
 
 
 def training_rows(config: RunConfig) -> pa.Table:

@@ -20,7 +20,8 @@ def plain(hidden: Tensor, head: Tensor, target: Tensor, bias: Tensor | None, sof
 def test_chunked_equals_plain_forward_and_backward(
     monkeypatch: pytest.MonkeyPatch, softcap: float | None, with_bias: bool
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", 3)  # 8 tokens: two full chunks and a part
+    monkeypatch.setattr(logprobs, "TILE_TOKENS", 3)  # 8 tokens and 11 words: full tiles and parts
+    monkeypatch.setattr(logprobs, "TILE_WORDS", 4)
     torch.manual_seed(0)
     hidden, head = torch.randn(8, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
     bias = torch.randn(11, requires_grad=True) if with_bias else None
@@ -55,7 +56,8 @@ def test_cross_entropy_keeps_its_slope_where_sigmoid_saturates() -> None:
 
 
 def test_a_frozen_head_gives_the_same_gradient_of_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", 3)
+    monkeypatch.setattr(logprobs, "TILE_TOKENS", 3)
+    monkeypatch.setattr(logprobs, "TILE_WORDS", 4)
     torch.manual_seed(0)
     hidden, head = torch.randn(8, 5, requires_grad=True), torch.randn(11, 5)
     target, weight = torch.randint(11, (8,)), torch.randn(8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from prm_ray.adapters import AdapterSettings, add_adapter
 from prm_ray.core import attention
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack, pack_lazily
 from prm_ray.core.past import Past, Pools
@@ -186,6 +187,22 @@ def test_a_scorer_with_a_cache_gives_the_same_rewards_for_fewer_tokens(tiny_mode
         computed = cache.num_computed
         ours.score("1+2+4", ["1+2=3\n", "1+2=3\n3+4=7\n"])
         assert cache.num_computed == computed < everything
+
+
+def test_an_adapter_and_its_base_have_a_cache_each(tiny_model: str) -> None:
+    pytest.importorskip("peft")
+    adapted = add_adapter(load_model(tiny_model, "float32"), AdapterSettings(rank=2, alpha=4), seed=0).eval()
+    for name, weight in adapted.named_parameters():
+        torch.nn.init.normal_(weight) if "lora_B" in name else None
+    tokenizer = load_tokenizer(tiny_model)
+    plain, ours = (Scorer(adapted, adapted, tokenizer, beta=0.5, cache_tokens=size) for size in (0, 500))
+    for responses in (["1+2=3"], ["1+2=3", "1+2=3 and"], ["1+2=3", "1+2=3 and"]):
+        for one, other in zip(plain.score("1+2+4", responses), ours.score("1+2+4", responses), strict=True):
+            assert one.token_rewards == pytest.approx(other.token_rewards, abs=1e-5)
+            assert one.rewards["sum"] != 0
+    assert ours.policy_cache and ours.reference_cache
+    assert ours.policy_cache.num_computed == ours.reference_cache.num_computed
+    assert ours.policy_cache.num_computed == ours.count_tokens("1+2+4", responses) - len("1+2=3"), "shared once"
 
 
 def test_a_scorer_refuses_a_cache_of_negative_size(tiny_model: str) -> None:
