@@ -9,7 +9,7 @@ The batch stage, the server and search use this class, so they cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,9 @@ import torch
 
 from prm_ray.adapters import has_adapter, is_adapter_over
 from prm_ray.config import PromptSection
-from prm_ray.core.forward import policy_and_reference_logprobs, response_logprobs
-from prm_ray.core.packing import PromptGroup, pack, unpack
+from prm_ray.core.forward import cached_response_logprobs, policy_and_reference_logprobs, response_logprobs
+from prm_ray.core.packing import PackedBatch, PromptGroup, pack, pack_lazily, unpack
+from prm_ray.core.prefixcache import PrefixCache
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
 from prm_ray.core.steps import step_token_ends
 from prm_ray.core.support import check_model
@@ -59,9 +60,27 @@ def group_logprobs(
     model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
 ) -> list[list[torch.Tensor]]:
     """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order."""
+    return _by_group(groups, ((batch, response_logprobs(model, batch)) for batch in pack(groups, token_budget)))
+
+
+def cached_group_logprobs(
+    cache: PrefixCache, groups: Sequence[PromptGroup], token_budget: int
+) -> list[list[torch.Tensor]]:
+    """The same from the model of a prefix cache: what it holds is not computed again, what it lacks is added.
+
+    Threads may share a cache: one call works at a time. `token_budget` counts new tokens.
+    """
+    with cache.use():
+        batches = pack_lazily(groups, token_budget, cache.find)
+        return _by_group(groups, ((batch, cached_response_logprobs(cache, batch)) for batch in batches))
+
+
+def _by_group(
+    groups: Sequence[PromptGroup], scored: Iterable[tuple[PackedBatch, torch.Tensor]]
+) -> list[list[torch.Tensor]]:
     found = [[torch.zeros(0)] * len(group.responses) for group in groups]
-    for batch in pack(groups, token_budget):
-        for (group, response), values in unpack(response_logprobs(model, batch).cpu(), batch):
+    for batch, logprobs_R in scored:
+        for (group, response), values in unpack(logprobs_R.cpu(), batch):
             found[group][response] = values
     return found
 
@@ -97,17 +116,28 @@ class Scorer:
         prompt: PromptSection | None = None,
         token_budget: int = 8192,
         with_reference: bool = True,
+        cache_tokens: int = 0,
     ):
         """`with_reference=False` leaves the reference out; else `reference=None` needs cached log-probs.
 
         A policy that is an adapter over its reference is given as both: then one model and one pass do for the two.
+
+        With `cache_tokens` each model keeps what it computed for so many tokens, the most recently used ones: a prompt
+        seen before with new responses, or a response that grew by a step, costs only its new tokens. An adapter and
+        its base are two passes and two caches then.
         """
+        if cache_tokens < 0:
+            raise UserError(f"cache_tokens is {cache_tokens}; it must be 0 (no prefix cache) or more")
         for model in (policy, reference):
             if model is not None:
                 check_model(model)
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.beta, self.step_rule, self.token_budget = beta, step_rule, token_budget
         self.with_reference = with_reference
+        self.policy_cache, self.reference_cache = (
+            PrefixCache(model, cache_tokens) if cache_tokens and model is not None else None
+            for model in (policy, reference if with_reference else None)
+        )
         self.prompt = prompt or PromptSection()
 
     @classmethod
@@ -121,6 +151,7 @@ class Scorer:
         beta: float | None = None,
         step_rule: str | None = None,
         with_reference: bool | None = None,
+        cache_tokens: int = 0,
     ) -> Scorer:
         """Load a trained PRM and its reference (none = the one named in the PRM's `prm.json`).
 
@@ -155,6 +186,7 @@ class Scorer:
             prompt=PromptSection.model_validate(facts.get("prompt", {})),
             token_budget=token_budget,
             with_reference=with_reference,
+            cache_tokens=cache_tokens,
         )
 
     def score(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> list[ScoredResponse]:
@@ -178,8 +210,8 @@ class Scorer:
             return self._rewards(groups, None)
         assert self.reference is not None, "this scorer was made to score against cached reference log-probs"
         if self.reference is self.policy and has_adapter(self.policy):
-            return self._paired(*group_logprob_pairs(self.policy, groups, self.token_budget))
-        ref_logprobs = group_logprobs(self.reference, groups, self.token_budget)
+            return self._score_adapter(groups)
+        ref_logprobs = self._logprobs(self.reference, self.reference_cache, groups)
         return self.score_against(groups, ref_logprobs)
 
     def score_against(
@@ -191,8 +223,15 @@ class Scorer:
     def _rewards(
         self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]] | None
     ) -> list[list[list[float]]]:
-        logprobs = group_logprobs(self.policy, groups, self.token_budget)
+        logprobs = self._logprobs(self.policy, self.policy_cache, groups)
         return self._paired(logprobs, ref_logprobs or [[None] * len(group.responses) for group in groups])
+
+    def _score_adapter(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
+        if self.policy_cache is None or self.reference_cache is None:
+            return self._paired(*group_logprob_pairs(self.policy, groups, self.token_budget))
+        with self.policy_cache.use(), self.policy.disable_adapter():  # while it is off, nobody fills the policy's cache
+            ref_logprobs = cached_group_logprobs(self.reference_cache, groups, self.token_budget)
+        return self.score_against(groups, ref_logprobs)
 
     def _paired(
         self, logprobs: Sequence[Sequence[torch.Tensor]], references: Sequence[Sequence[torch.Tensor | None]]
@@ -201,6 +240,13 @@ class Scorer:
             [token_rewards(ours, theirs, self.beta).tolist() for ours, theirs in zip(policy, reference, strict=True)]
             for policy, reference in zip(logprobs, references, strict=True)
         ]
+
+    def _logprobs(
+        self, model: PreTrainedModel, cache: PrefixCache | None, groups: Sequence[PromptGroup]
+    ) -> list[list[torch.Tensor]]:
+        if cache is None:
+            return group_logprobs(model, groups, self.token_budget)
+        return cached_group_logprobs(cache, groups, self.token_budget)
 
     def count_tokens(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> int:
         """Tokens a request costs: the prompt once, and every response."""

@@ -8,7 +8,9 @@ Two ways, chosen by where the model is (`backend_of`):
             partial gradient is exact, as in a flash kernel that walks over key blocks.
   flex      GPU. FlexAttention with a block mask; a key's queries are a range, so the rule is two comparisons.
 
-Letters: B rows, H heads, K key-value heads, T tokens, D head size.
+Tokens of a prefix cache (`past.py`) are keys without queries, put in front of the batch's own.
+
+Letters: B rows, H heads, K key-value heads, T tokens, D head size, C cached tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from prm_ray.core.packing import Node
+from prm_ray.core.past import Past
 
 NAME = "prm_ray_forest"
 """What transformers calls this attention, see `use_forest_attention`."""
@@ -48,7 +51,13 @@ class ForestAttention:
     nodes: list[Node]
     num_tokens: int
     device: torch.device
+    past: Past | None = None
     _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @property
+    def num_past(self) -> int:
+        """C, the number of keys in front of the batch's own."""
+        return self.past.num_keys if self.past else 0
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -77,12 +86,20 @@ class ForestAttention:
         """The same as a FlexAttention block mask."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        last_T = self.last_T
+        num_tokens, last_T = self.num_tokens, self.last_T
 
         def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (query < last_T[key])
 
-        return create_block_mask(sees, None, None, self.num_tokens, self.num_tokens, device=str(self.device))
+        if self.past is None:
+            return create_block_mask(sees, None, None, num_tokens, num_tokens, device=str(self.device))
+        first_X = torch.cat([self.past.first_C, torch.arange(num_tokens, device=self.device)])
+        last_X = torch.cat([self.past.last_C, last_T])
+
+        def sees_past(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (first_X[key] <= query) & (query < last_X[key])
+
+        return create_block_mask(sees_past, None, None, num_tokens, len(last_X), device=str(self.device))
 
 
 def backend_of(device: torch.device | str) -> str:
@@ -142,6 +159,8 @@ def _attend(
     if s_aux is not None or key_BKTD.shape[-1] != value_BKTD.shape[-1]:
         raise ValueError("attention with sinks, or with values of another size than keys, is not supported")
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    if forest.past is not None:
+        key_BKTD, value_BKTD = forest.past.extend(module.layer_idx, key_BKTD, value_BKTD)
     if forest.device.type == "cuda":
         out_BHTD = _flex(query_BHTD, key_BKTD, value_BKTD, forest, scale, softcap)
     elif softcap is None:
@@ -164,13 +183,14 @@ class _Segments(torch.autograd.Function):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
+        own_key, own_value = key[:, :, forest.num_past :], value[:, :, forest.num_past :]
         for segment in forest.segments:
             queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
             mask = forest.mask(segment, query.dtype)
             part, part_lse = kernel(
                 query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
+                own_key[:, :, keys],
+                own_value[:, :, keys],
                 is_causal=mask is None,
                 attn_mask=mask,
                 scale=scale,
@@ -179,6 +199,8 @@ class _Segments(torch.autograd.Function):
                 out[:, :, queries], lse[:, :, queries] = part, part_lse
             else:
                 _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+        if forest.past is not None:
+            _merge_past(out, lse, (query, key, value), forest.past, scale)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.forest, ctx.scale = forest, scale
         return out
@@ -214,6 +236,20 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     torch.logaddexp(lse, part_lse, out=lse)
 
 
+def _merge_past(out: Tensor, lse: Tensor, states: tuple[Tensor, Tensor, Tensor], past: Past, scale: float) -> None:
+    query, key, value = states
+    for segment in past.segments:
+        queries, keys = slice(segment.first, segment.last), slice(segment.start, segment.stop)
+        part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[:, :, queries],
+            key[:, :, keys],
+            value[:, :, keys],
+            attn_mask=past.mask(segment, query.dtype),
+            scale=scale,
+        )
+        _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
+
+
 def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, cap: float) -> Tensor:
     """Plain operations, a softmax a node over its path: for scores that the fused kernel cannot cap (Gemma 2)."""
     groups = query.shape[1] // key.shape[1]
@@ -224,8 +260,10 @@ def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention,
         while path and path[-1].end <= node.start:
             path.pop()
         path.append(node)
-        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path])
-        queries = torch.arange(node.start, node.stop, device=query.device)
+        keys = torch.cat([torch.arange(each.start, each.stop, device=query.device) for each in path]) + forest.num_past
+        if forest.past is not None:
+            keys = torch.cat([forest.past.above(node.start), keys])
+        queries = torch.arange(node.start, node.stop, device=query.device) + forest.num_past
         scores = (query[:, :, node.start : node.stop] @ key[:, :, keys].transpose(2, 3)).float() * scale
         scores = (cap * torch.tanh(scores / cap)).masked_fill(keys > queries[:, None], -torch.inf)
         outs.append(scores.softmax(dim=-1).to(value.dtype) @ value[:, :, keys])

@@ -15,6 +15,8 @@ from torch import Tensor
 from prm_ray.core.attention import ForestAttention, use_forest_attention
 from prm_ray.core.logprobs import token_logprobs
 from prm_ray.core.packing import PackedBatch
+from prm_ray.core.past import Past
+from prm_ray.core.prefixcache import PrefixCache
 
 _GROWING_ROPE = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 """Rotary embeddings that change for all tokens once any sequence is longer than what the config key says."""
@@ -68,24 +70,55 @@ def policy_and_reference_logprobs(model: Any, batch: PackedBatch) -> tuple[Tenso
     return policy_R, reference_R
 
 
+@torch.no_grad()
+def cached_response_logprobs(cache: PrefixCache, batch: PackedBatch) -> Tensor:
+    """`response_logprobs` of a batch packed behind what `cache` holds (`pack_lazily`, its `find`), in `cache.use()`.
+
+    Only tokens that the cache lacks go through its model, and they are added to it.
+    """
+    model = causal_lm(cache.model)
+    batch = batch.to(model.device)
+    if not len(batch.target_U):
+        return torch.zeros(0, device=model.device)
+    with cache.room_for(batch) as past:
+        hidden_TE = None
+        if len(batch.input_ids_T):
+            hidden_TE = _hidden_BTE(model, batch, 1, past)[0]
+            past.store_hidden(hidden_TE)
+        logprobs_U = past.known_logprobs()
+        missing = logprobs_U.isnan().nonzero().squeeze(1)
+        if len(missing):
+            hidden_UE = past.predictors(hidden_TE, missing)
+            logprobs_U[missing] = _target_logprobs(model, hidden_UE, batch.target_U[missing])
+            past.store_logprobs(logprobs_U)
+    return logprobs_U[batch.source_R]
+
+
 def _logprobs_BR(model: Any, batch: PackedBatch, num_rows: int) -> Tensor:
     """The same batch in `num_rows` rows, which only an adapter can tell apart."""
-    config = model.config.get_text_config()
-    _check_length(config, batch)
-    use_forest_attention(model)
     batch = batch.to(model.device)
     if not len(batch.target_U):
         return torch.zeros(num_rows, 0, device=model.device)
-    hidden_BTD = model.base_model(
+    hidden_UE = _hidden_BTE(model, batch, num_rows)[:, batch.predictor_U].flatten(0, 1)
+    logprobs_U = _target_logprobs(model, hidden_UE, batch.target_U.repeat(num_rows))
+    return logprobs_U.view(num_rows, -1)[:, batch.source_R]
+
+
+def _hidden_BTE(model: Any, batch: PackedBatch, num_rows: int, past: Past | None = None) -> Tensor:
+    """What the output layer gets."""
+    _check_length(model.config.get_text_config(), batch)
+    use_forest_attention(model)
+    return model.base_model(
         input_ids=batch.input_ids_T.expand(num_rows, -1),
         attention_mask=torch.zeros(1, 1, 1, 1, device=model.device),  # four dimensions: transformers makes none then
         position_ids=batch.position_ids_T[None],
         use_cache=False,
-        forest=ForestAttention(batch.nodes, len(batch.input_ids_T), model.device),
+        forest=ForestAttention(batch.nodes, len(batch.input_ids_T), model.device, past),
     ).last_hidden_state
-    head, scale = model.get_output_embeddings(), _logit_scale(config)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    hidden_UD = hidden_BTD[:, batch.predictor_U].flatten(0, 1)
-    hidden_UD = hidden_UD if scale == 1 else hidden_UD * scale
-    logprobs_U = token_logprobs(hidden_UD, head.weight, batch.target_U.repeat(num_rows), head.bias, softcap)
-    return logprobs_U.view(num_rows, -1)[:, batch.source_R]
+
+
+def _target_logprobs(model: Any, hidden_UE: Tensor, target_U: Tensor) -> Tensor:
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    hidden_UE = hidden_UE if scale == 1 else hidden_UE * scale
+    return token_logprobs(hidden_UE, head.weight, target_U, head.bias, softcap)

@@ -8,13 +8,18 @@ equals the one of the response alone behind its prompt.
 Depth first has a happy consequence: the tokens below a node are the ones right behind it. Key k is seen by exactly the
 queries k, k+1, .. up to the end of its node's subtree, a range. `attention.py` rests on that.
 
-Letters: T tokens of a batch, U of them whose log-prob is wanted, R response tokens of all branches in their order.
+A text may begin with tokens that an earlier call computed and `prefixcache.py` keeps: they are left out, and what
+follows them is the root of a tree whose first ancestors are in the cache. A token's *place* is its index in the batch,
+or ~slot (a negative number) where it is in the cache.
+
+Letters: T tokens of a batch, U tokens whose log-prob is wanted, R response tokens of all branches, one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Tokens = NDArray[np.int32]
+Places = NDArray[np.int64]
+NOWHERE: Places = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,20 @@ class PackedBatch:
     input_ids_T: Tensor
     position_ids_T: Tensor
     nodes: list[Node]  # depth first: their [start, stop) are 0 .. T without gaps
-    predictor_U: Tensor  # the position whose hidden state predicts each wanted token
+    place_U: Tensor  # the wanted tokens' places
+    predictor_U: Tensor  # the place of the token whose hidden state predicts each wanted token
     target_U: Tensor  # the wanted tokens' ids
     source_R: Tensor  # for each response token, which of the U it is
     branches: list[tuple[int, int]] = field(default_factory=list)  # (group, response) in the order of R
     lengths: list[int] = field(default_factory=list)  # tokens of each branch; sums to R
+    roots: list[tuple[int, Places]] = field(default_factory=list)  # (first token of a tree, slots of all before it)
+    paths: list[tuple[Tokens, Places]] = field(default_factory=list)  # texts that have new tokens, and their places
 
     def to(self, device: torch.device) -> PackedBatch:
         if self.input_ids_T.device == device:
             return self
-        tensors = (self.input_ids_T, self.position_ids_T, self.predictor_U, self.target_U, self.source_R)
-        input_ids, position_ids, predictor, target, source = (tensor.to(device) for tensor in tensors)
-        return PackedBatch(input_ids, position_ids, self.nodes, predictor, target, source, self.branches, self.lengths)
+        names = ("input_ids_T", "position_ids_T", "place_U", "predictor_U", "target_U", "source_R")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True)
@@ -83,17 +92,29 @@ def pack(groups: Sequence[PromptGroup], token_budget: int) -> list[PackedBatch]:
     anew behind its own copy of the shared part. One text alone over the budget makes a batch of its own: the budget
     bounds how much is put together, never what can be computed. Raises `ValueError` for a number that is no token id.
     """
-    texts = sorted(_texts(groups), key=lambda text: text.key)
-    batches: list[_Forest] = []
-    previous: Tokens | None = None
-    for text in texts:
-        shared = 0 if previous is None else _shared_prefix(previous, text.tokens)
-        if not batches or batches[-1].num_tokens + len(text.tokens) - shared > token_budget:
-            batches.append(_Forest())
-            shared = 0
-        batches[-1].add(text, shared)
+    return list(pack_lazily(groups, token_budget))
+
+
+def pack_lazily(
+    groups: Sequence[PromptGroup], token_budget: int, find: Callable[[Tokens], Places] | None = None
+) -> Iterator[PackedBatch]:
+    """The same batch by batch; what is cached by then is left out.
+
+    `find` gives the slots of the longest start of a text that the cache holds. It is asked for a batch's texts after
+    the batches before it were taken, so a batch builds upon what they left there.
+    """
+    forest, previous = _Forest(), None
+    for text in sorted(_texts(groups), key=lambda text: text.key):
+        shared = 0 if previous is None else shared_prefix(previous, text.tokens)
+        slots = NOWHERE if find is None else find(text.tokens)
+        if previous is not None and forest.num_tokens + len(text.tokens) - max(shared, len(slots)) > token_budget:
+            yield forest.batch()
+            forest, shared = _Forest(), 0
+            slots = NOWHERE if find is None else find(text.tokens)
+        forest.add(text, shared, slots)
         previous = text.tokens
-    return [forest.batch() for forest in batches]
+    if previous is not None:
+        yield forest.batch()
 
 
 def unpack(values_R: Tensor, batch: PackedBatch) -> list[tuple[tuple[int, int], Tensor]]:
@@ -119,8 +140,8 @@ def _token_ids(values: Sequence[int]) -> Tokens:
     return tokens.astype(np.int32)
 
 
-def _shared_prefix(one: Tokens, other: Tokens) -> int:
-    """Number of tokens that both start with."""
+def shared_prefix(one: NDArray[Any], other: NDArray[Any]) -> int:
+    """Number of elements that both start with."""
     length = min(len(one), len(other))
     differs = one[:length] != other[:length]
     return int(differs.argmax()) if differs.any() else length
@@ -133,29 +154,37 @@ class _Forest:
         self.num_tokens = 0
         self._nodes: list[Node] = []
         self._open: list[tuple[int, Node]] = []  # the path to the last text: (depth of a node's first token, node)
-        self._path = np.empty(0, dtype=np.int64)  # where the tokens of the last text are
+        self._path = NOWHERE  # the places of the last text's tokens
         self._tokens: list[Tokens] = []
         self._positions: list[NDArray[np.int64]] = []
-        self._parents: list[NDArray[np.int64]] = []
-        self._wanted: list[NDArray[np.int64]] = []
+        self._wanted: list[tuple[Places, Places, Tokens]] = []  # of each text: places, predictors, ids
         self._branches: list[tuple[int, int]] = []
+        self._roots: list[tuple[int, Places]] = []
+        self._paths: list[tuple[Tokens, Places]] = []
 
-    def add(self, text: _Text, shared: int) -> None:
-        """Add a text whose first `shared` tokens are those of the text before it."""
+    def add(self, text: _Text, shared: int, slots: Places) -> None:
+        """Add a text whose first `shared` tokens are those of the text before it, and whose first ones are in `slots`.
+
+        The order of the texts makes sure that the slots of the one before are the same up to there: a cached start is
+        either as long for both, or at least `shared` tokens long for both.
+        """
         self._leave(shared)
+        is_root = len(slots) >= shared
+        known = ~slots if is_root else self._path[:shared]
         start, length = self.num_tokens, len(text.tokens)
-        new = np.arange(start, start + length - shared)
-        parent = self._path[shared - 1 : shared] if shared else np.array([-1])
-        self._path = np.concatenate([self._path[:shared], new])
-        if len(new):
-            node = Node(start, start + len(new), start + len(new))
+        self.num_tokens = stop = start + length - len(known)
+        self._path = np.concatenate([known, np.arange(start, stop)])
+        if stop > start:
+            node = Node(start, stop, stop)
             self._nodes.append(node)
-            self._open.append((shared, node))
-            self._tokens.append(text.tokens[shared:])
-            self._positions.append(np.arange(shared, length))
-            self._parents.append(np.concatenate([parent, new[:-1]]))
-            self.num_tokens += len(new)
-        self._wanted.append(self._path[text.prompt_length :])
+            self._open.append((len(known), node))
+            self._tokens.append(text.tokens[len(known) :])
+            self._positions.append(np.arange(len(known), length))
+            self._paths.append((text.tokens, self._path))
+            if is_root:
+                self._roots.append((start, slots))
+        prompt = text.prompt_length
+        self._wanted.append((self._path[prompt:], self._path[prompt - 1 : -1], text.tokens[prompt:]))
         self._branches.append(text.branch)
 
     def _leave(self, shared: int) -> None:
@@ -173,16 +202,22 @@ class _Forest:
     def batch(self) -> PackedBatch:
         self._leave(0)
         self._nodes.sort(key=lambda node: node.start)
-        wanted_R = np.concatenate(self._wanted)
-        slots_U, source_R = np.unique(wanted_R, return_inverse=True)
-        tokens_T, parents_T = np.concatenate(self._tokens), np.concatenate(self._parents)
+        wanted_R, predictor_R, target_R = (np.concatenate(parts) for parts in zip(*self._wanted, strict=True))
+        place_U, first_U, source_R = np.unique(wanted_R, return_index=True, return_inverse=True)
         return PackedBatch(
-            torch.from_numpy(tokens_T.astype(np.int64)),
-            torch.from_numpy(np.concatenate(self._positions)),
+            _tensor(self._tokens),
+            _tensor(self._positions),
             self._nodes,
-            torch.from_numpy(parents_T[slots_U]),
-            torch.from_numpy(tokens_T[slots_U].astype(np.int64)),
+            torch.from_numpy(place_U),
+            torch.from_numpy(predictor_R[first_U]),
+            torch.from_numpy(target_R[first_U].astype(np.int64)),
             torch.from_numpy(source_R),
             self._branches,
-            [len(wanted) for wanted in self._wanted],
+            [len(wanted) for wanted, _, _ in self._wanted],
+            self._roots,
+            self._paths,
         )
+
+
+def _tensor(parts: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([NOWHERE, *parts]))
