@@ -30,6 +30,9 @@ NAME = "prm_ray_forest"
 BLOCK = 128
 """Subtrees of up to so many tokens are done together in one masked call, where a call each would cost more."""
 
+_FLEX_BLOCK = 128
+"""Side of FlexAttention's blocks."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -83,23 +86,51 @@ class ForestAttention:
 
     @cached_property
     def block_mask(self) -> Any:
-        """The same as a FlexAttention block mask."""
-        from torch.nn.attention.flex_attention import create_block_mask
+        """The same as a FlexAttention block mask, from the ranges: no `tokens x tokens` matrix on the way there."""
+        from torch.nn.attention.flex_attention import BlockMask
 
-        num_tokens, last_T = self.num_tokens, self.last_T
+        last_T = self.last_T
 
         def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (query < last_T[key])
 
-        if self.past is None:
-            return create_block_mask(sees, None, None, num_tokens, num_tokens, device=str(self.device))
-        first_X = torch.cat([self.past.first_C, torch.arange(num_tokens, device=self.device)])
-        last_X = torch.cat([self.past.last_C, last_T])
+        if self.past is not None:
+            return self._past_mask
+        num_blocks = -(-self.num_tokens // _FLEX_BLOCK)
+        last_NK = torch.nn.functional.pad(last_T, (0, num_blocks * _FLEX_BLOCK - self.num_tokens))
+        last_NK = last_NK.view(num_blocks, _FLEX_BLOCK)  # N blocks of K keys
+        start_N = torch.arange(num_blocks, device=self.device) * _FLEX_BLOCK
+        below_NN = start_N < start_N[:, None]  # rows: blocks of queries, columns: blocks of keys
+        seen_NN = below_NN & (last_NK.amax(dim=1) > start_N[:, None])
+        full_NN = below_NN & (last_NK.amin(dim=1) >= start_N[:, None] + _FLEX_BLOCK)
+        partial_NN = (seen_NN & ~full_NN) | (start_N == start_N[:, None])
+        return BlockMask.from_kv_blocks(
+            *_block_lists(partial_NN),
+            *_block_lists(full_NN),
+            BLOCK_SIZE=_FLEX_BLOCK,
+            mask_mod=sees,
+            seq_lengths=(self.num_tokens, self.num_tokens),
+        )
 
-        def sees_past(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    @cached_property
+    def _past_mask(self) -> Any:
+        """With cached tokens before the batch's own; few tokens are new then, so all pairs are few."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        assert self.past is not None
+        first_X = torch.cat([self.past.first_C, torch.arange(self.num_tokens, device=self.device)])
+        last_X = torch.cat([self.past.last_C, self.last_T])
+
+        def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (first_X[key] <= query) & (query < last_X[key])
 
-        return create_block_mask(sees_past, None, None, num_tokens, len(last_X), device=str(self.device))
+        return create_block_mask(sees, None, None, self.num_tokens, len(last_X), device=str(self.device))
+
+
+def _block_lists(wanted_NN: Tensor) -> tuple[Tensor, Tensor]:
+    """For each block of queries how many blocks of keys are wanted, and the blocks of keys with these first."""
+    order_NN = torch.argsort(wanted_NN.int(), dim=1, descending=True, stable=True)
+    return wanted_NN.sum(dim=1, dtype=torch.int32)[None, None], order_NN.int()[None, None]
 
 
 def backend_of(device: torch.device | str) -> str:
@@ -280,8 +311,10 @@ def _compiled_flex() -> Any:
 def _flex(
     query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float, softcap: float | None
 ) -> Tensor:
+    cap = torch.full((), softcap or 0.0, device=query.device)  # a float would become a symbol that does not compile
+
     def capped(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
-        return score if softcap is None else softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     attend = _compiled_flex()
     score_mod = None if softcap is None else capped

@@ -71,3 +71,17 @@ def test_a_whole_model_scores_the_same_through_flex_attention(family: str, monke
     with torch.no_grad():
         assert largest_difference(together(model, groups), alone(model, groups)) < 1e-4
     assert len(calls) == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("token_budget", [100, 300, 1 << 20])
+def test_the_block_mask_is_the_one_that_all_pairs_would_give(token_budget: int) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    for batch in pack([*deep_forest(0), *deep_forest(1), *deep_forest(2)], token_budget):
+        num_tokens = len(batch.input_ids_T)
+        forest = ForestAttention(batch.nodes, num_tokens, torch.device("cpu"))
+        ours = forest.block_mask
+        theirs = create_block_mask(ours.mask_mod, None, None, num_tokens, num_tokens, device="cpu")
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+        assert torch.equal(ours.full_kv_num_blocks, theirs.full_kv_num_blocks)
+        assert ours.seq_lengths == theirs.seq_lengths == (num_tokens, num_tokens)
