@@ -85,14 +85,17 @@ def test_an_adapter_of_peft_itself_loads_without_prm_json(adapter: str, tmp_path
     assert torch.equal(ours, theirs)
 
 
-def test_a_fingerprint_follows_the_adapter_and_its_base(adapter: str, other_tiny_model: str, tmp_path: Path) -> None:
-    before = models.model_fingerprint(adapter)
-    folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
-    config = folder / "adapter_config.json"
-    (folder / "prm.json").unlink()
-    named = models.model_fingerprint(str(folder))
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": other_tiny_model}))
-    assert len({before, named, models.model_fingerprint(str(folder))}) == 3
+def test_a_fingerprint_follows_the_adapter_and_its_base_not_the_place(tiny_model: str, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "old/base"))
+    write_adapter(tmp_path / "old/adapter", str(base))
+    before = models.model_fingerprint(str(tmp_path / "old/adapter"))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    assert models.model_fingerprint(str(tmp_path / "new/adapter")) == before
+    for file in ("base/model.safetensors", "adapter/adapter_model.safetensors"):
+        folder = shutil.copytree(tmp_path / "old", tmp_path / file.replace("/", "-"))
+        weights = (folder / file).read_bytes()
+        (folder / file).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+        assert models.model_fingerprint(str(folder / "adapter")) != before
 
 
 def test_the_context_of_an_adapter_is_that_of_its_base(adapter: str) -> None:

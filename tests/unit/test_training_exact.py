@@ -1,5 +1,6 @@
 """The packed trainer against a plain loop over padded rows: same loss, same gradient, in float32."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,21 @@ def test_the_model_that_trains_is_the_one_that_scores(tiny_model: str) -> None:
     with torch.no_grad():
         expected = response_logprobs(load_model(tiny_model, "bfloat16"), batch)
     assert torch.equal(trainer.logprobs(batch), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora_rank", [0, 3])
+def test_what_is_saved_is_what_was_trained(tiny_model: str, tmp_path: Path, lora_rank: int, dtype: str) -> None:
+    data = outcome_data()
+    model = load_model(tiny_model, dtype if lora_rank else "float32")
+    if lora_rank:
+        model = add_adapter(model, AdapterSettings(lora_rank, 8.0), seed=0)
+    trainer = Trainer(model, Schedule(1e-2, 1, 0.0), compute_dtype=getattr(torch, dtype))
+    packed_step(trainer, data)
+    trainer.save_model(tmp_path)
+    (batch,) = pack(data.groups([0]), 100)
+    with torch.no_grad():
+        assert torch.equal(response_logprobs(load_model(str(tmp_path), dtype), batch), trainer.logprobs(batch))
 
 
 def test_an_adapter_trains_itself_and_leaves_its_base(tiny_model: str) -> None:
