@@ -22,7 +22,8 @@ import torch
 from benchmarks import common, flops, fresh
 from benchmarks.common import Setting
 from benchmarks.fresh import Figures
-from prm_ray.core.attention import NAME, ForestAttention, backend_of
+from prm_ray.core.attention import NAME, backend_of
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.forward import response_logprobs
 from prm_ray.core.logprobs import token_logprobs
 from prm_ray.core.packing import PackedBatch, pack

@@ -8,129 +8,25 @@ Two ways, chosen by where the model is (`backend_of`):
             partial gradient is exact, as in a flash kernel that walks over key blocks.
   flex      GPU. FlexAttention with a block mask; a key's queries are a range, so the rule is two comparisons.
 
-Tokens of a prefix cache (`past.py`) are keys without queries, put in front of the batch's own.
+`forest.py` says who sees whom.
 
 Letters: B rows, H heads, K key-value heads, T tokens, D head size, C cached tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.packing import Node
 from prm_ray.core.past import Past
 
 NAME = "prm_ray_forest"
 """What transformers calls this attention, see `use_forest_attention`."""
-BLOCK = 128
-"""Subtrees of up to so many tokens are done together in one masked call, where a call each would cost more."""
-
-_FLEX_BLOCK = 128
-"""Side of FlexAttention's blocks."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One call: queries [start, end) against keys [start, stop)."""
-
-    start: int
-    stop: int
-    end: int
-    is_block: bool
-    """True = needs a mask; False = causal, counted from `start`."""
-    is_first: bool
-    """No segment before it has these queries."""
-
-
-@dataclass
-class ForestAttention:
-    """How the tokens of one batch see each other; made once a batch, used by every layer."""
-
-    nodes: list[Node]
-    num_tokens: int
-    device: torch.device
-    past: Past | None = None
-    _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
-
-    @property
-    def num_past(self) -> int:
-        """C, the number of keys in front of the batch's own."""
-        return self.past.num_keys if self.past else 0
-
-    @cached_property
-    def segments(self) -> list[Segment]:
-        return _segments(self.nodes)
-
-    @cached_property
-    def last_T(self) -> Tensor:
-        """For each key the end of its node's subtree: key k is seen by queries k .. last[k] - 1."""
-        ends = torch.tensor([node.end for node in self.nodes])
-        lengths = torch.tensor([node.stop - node.start for node in self.nodes])
-        return ends.repeat_interleave(lengths).to(self.device)
-
-    def mask(self, segment: Segment, dtype: torch.dtype) -> Tensor | None:
-        """What a kernel adds to the scores of a block: 0 where a query sees a key, else minus infinity."""
-        if not segment.is_block:
-            return None
-        key = (segment.start, dtype)
-        if key not in self._masks:
-            index = torch.arange(segment.start, segment.end, device=self.device)
-            seen = (index <= index[:, None]) & (index[:, None] < self.last_T[segment.start : segment.stop])
-            self._masks[key] = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
-        return self._masks[key]
-
-    @cached_property
-    def block_mask(self) -> Any:
-        """The same as a FlexAttention block mask, from the ranges: no `tokens x tokens` matrix on the way there."""
-        from torch.nn.attention.flex_attention import BlockMask
-
-        last_T = self.last_T
-
-        def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (key <= query) & (query < last_T[key])
-
-        if self.past is not None:
-            return self._past_mask
-        num_blocks = -(-self.num_tokens // _FLEX_BLOCK)
-        last_NK = torch.nn.functional.pad(last_T, (0, num_blocks * _FLEX_BLOCK - self.num_tokens))
-        last_NK = last_NK.view(num_blocks, _FLEX_BLOCK)  # N blocks of K keys
-        start_N = torch.arange(num_blocks, device=self.device) * _FLEX_BLOCK
-        below_NN = start_N < start_N[:, None]  # rows: blocks of queries, columns: blocks of keys
-        seen_NN = below_NN & (last_NK.amax(dim=1) > start_N[:, None])
-        full_NN = below_NN & (last_NK.amin(dim=1) >= start_N[:, None] + _FLEX_BLOCK)
-        partial_NN = (seen_NN & ~full_NN) | (start_N == start_N[:, None])
-        return BlockMask.from_kv_blocks(
-            *_block_lists(partial_NN),
-            *_block_lists(full_NN),
-            BLOCK_SIZE=_FLEX_BLOCK,
-            mask_mod=sees,
-            seq_lengths=(self.num_tokens, self.num_tokens),
-        )
-
-    @cached_property
-    def _past_mask(self) -> Any:
-        """With cached tokens before the batch's own; few tokens are new then, so all pairs are few."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        assert self.past is not None
-        first_X = torch.cat([self.past.first_C, torch.arange(self.num_tokens, device=self.device)])
-        last_X = torch.cat([self.past.last_C, self.last_T])
-
-        def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (first_X[key] <= query) & (query < last_X[key])
-
-        return create_block_mask(sees, None, None, self.num_tokens, len(last_X), device=str(self.device))
-
-
-def _block_lists(wanted_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """For each block of queries how many blocks of keys are wanted, and the blocks of keys with these first."""
-    order_NN = torch.argsort(wanted_NN.int(), dim=1, descending=True, stable=True)
-    return wanted_NN.sum(dim=1, dtype=torch.int32)[None, None], order_NN.int()[None, None]
 
 
 def backend_of(device: torch.device | str) -> str:
@@ -147,27 +43,6 @@ def use_forest_attention(model: Any) -> None:
         AttentionInterface.register(NAME, _attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
-
-
-def _segments(nodes: list[Node]) -> list[Segment]:
-    segments: list[Segment] = []
-    covered = 0  # queries before this one have a result from a large ancestor
-    done = 0  # nodes before this token are in the last block
-    for node in nodes:
-        if node.start < done:
-            continue
-        is_first = node.start >= covered
-        if node.end - node.start > BLOCK:
-            segments.append(Segment(node.start, node.stop, node.end, False, is_first))
-            covered = max(covered, node.end)
-            continue
-        done = node.end
-        last = segments[-1] if segments else None
-        if last and last.end == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
-            segments[-1] = Segment(last.start, node.end, node.end, True, is_first)
-        else:
-            segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, is_first))
-    return segments
 
 
 def _attend(

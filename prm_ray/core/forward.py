@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prm_ray.core.attention import ForestAttention, use_forest_attention
+from prm_ray.core.attention import use_forest_attention
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.logprobs import token_logprobs
 from prm_ray.core.packing import PackedBatch
 from prm_ray.core.past import Past

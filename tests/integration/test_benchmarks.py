@@ -58,11 +58,6 @@ def test_roofline_states_a_fraction(tmp_path: Path):
     assert result["fraction"] == pytest.approx(result["useful_flops_per_second"] / result["matrix_flops_per_second"])
 
 
-def test_memory_has_a_row_a_length(tmp_path: Path):
-    _, written = run("memory", tmp_path, "--lengths", "16,32")
-    assert all(len(values) == 2 and None not in values for values in written["above_weights_gib"].values())
-
-
 def test_generation_is_timed_and_then_scored(tmp_path: Path):
     pytest.importorskip("vllm")
     _, written = run("generation", tmp_path, "--dtype", "float32")

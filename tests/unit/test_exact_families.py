@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from prm_ray.core import attention
-from prm_ray.core.attention import ForestAttention
+from prm_ray.core import forest as forest_module
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.packing import pack
 from prm_ray.core.support import check_model
 from tests.exactness import alone, deep_forest, gradients, largest_difference, tiny, together, worst_gradient_error
@@ -72,7 +72,7 @@ def test_packed_log_probs_and_gradients_are_those_of_one_text_at_a_time(family: 
 @pytest.mark.parametrize("block", [1, 20, 64, 1000])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_size_of_blocks_changes_nothing(family: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(forest_module, "BLOCK", block)
     kind, changes = FAMILIES[family]
     model, groups = tiny(kind, **changes), deep_forest()
     expected, ours = alone(model, groups), together(model, groups)
@@ -84,7 +84,7 @@ def test_the_forest_of_these_tests_goes_every_way_through_the_attention() -> Non
     """Large nodes on four levels, blocks of small trees, some below large nodes and some not; at the default size."""
     (batch,) = pack(deep_forest(), 1 << 20)
     segments = ForestAttention(batch.nodes, len(batch.input_ids_T), torch.device("cpu")).segments
-    large = [each for each in segments if not each.is_block and each.end - each.start > attention.BLOCK]
+    large = [each for each in segments if not each.is_block and each.end - each.start > forest_module.BLOCK]
     depth = max(sum(each.start <= query < each.end for each in large) for query in range(segments[-1].end))
     assert depth >= 4
     assert any(each.is_block and not each.is_first for each in segments)

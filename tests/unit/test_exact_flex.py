@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from prm_ray.core import attention
-from prm_ray.core.attention import ForestAttention, _flex
+from prm_ray.core.attention import _flex
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.packing import PackedBatch, pack
 from tests.exactness import alone, deep_forest, largest_difference, tiny, together
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prm_ray.core import attention
-from prm_ray.core.attention import ForestAttention
+from prm_ray.core import forest as forest_module
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack
 from tests.exactness import alone, gradients, largest_difference, tiny, together, worst_gradient_error
 
@@ -70,7 +70,7 @@ def ancestors(batch: PackedBatch) -> torch.Tensor:
 @given(forests(), budgets, blocks)
 def test_log_probs_and_gradients_are_those_of_one_text_at_a_time(groups: Any, budget: int, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK", block)
+        patch.setattr(forest_module, "BLOCK", block)
         ours, expected = together(model(), groups, budget), alone(model(), groups)
         if any(len(values) for values in expected.values()):
             assert largest_difference(ours, expected) < EXACT
@@ -118,7 +118,7 @@ def test_each_query_meets_each_ancestor_in_one_segment_and_nobody_else(groups: A
         forest = ForestAttention(batch.nodes, len(batch.input_ids_T), torch.device("cpu"))
         met = torch.zeros(forest.num_tokens, forest.num_tokens, dtype=torch.int64)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attention, "BLOCK", block)
+            patch.setattr(forest_module, "BLOCK", block)
             segments = forest.segments
         for each in segments:
             queries, keys = slice(each.start, each.end), slice(each.start, each.stop)

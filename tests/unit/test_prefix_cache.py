@@ -10,6 +10,7 @@ import torch
 
 from prm_ray.adapters import AdapterSettings, add_adapter
 from prm_ray.core import attention
+from prm_ray.core.forest import ForestAttention
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack, pack_lazily
 from prm_ray.core.past import Past, Pools
 from prm_ray.core.prefixcache import PrefixCache
@@ -235,7 +236,7 @@ def test_the_gpu_rule_sees_the_same_cached_tokens_as_the_cpu_calls(monkeypatch: 
         pools.store((name, 0), torch.arange(400), torch.randn(400, 2, 16))
     num_tokens = len(batch.input_ids_T)
     states = (torch.randn(1, 4, num_tokens, 16), torch.randn(1, 2, num_tokens, 16), torch.randn(1, 2, num_tokens, 16))
-    forest = attention.ForestAttention(batch.nodes, num_tokens, torch.device("cpu"), past)
+    forest = ForestAttention(batch.nodes, num_tokens, torch.device("cpu"), past)
     key, value = past.extend(0, *states[1:])
     by_calls = attention._Segments.apply(states[0], key, value, forest, 0.25)
     torch.testing.assert_close(attention._flex(states[0], key, value, forest, 0.25, None), by_calls, atol=1e-5, rtol=0)
