@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mar
     wait_until(lambda: folder.finished_parts() or driver.poll() is not None, 400, "part")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_until(lambda: not processes(mark), 60, "end of the killed run's processes")
+    wait_until(lambda: not processes(mark), 180, "end of the killed run's processes")
     parts = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
     assert 1 <= len(parts) < NUM_SHARDS and not folder.is_done()
 
