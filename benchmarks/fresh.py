@@ -39,8 +39,6 @@ def run_fresh(target: str, setting: Setting, folder: Path) -> Figures:
     job.write_text(json.dumps({"target": target, "setting": asdict(setting)}), encoding="utf-8")
     result.unlink(missing_ok=True)
     threads = {"OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false"}
-    threads |= {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}  # as vLLM is started; spinning threads
-    # make a machine that does anything else several times slower, and so every ratio a matter of luck
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.fresh", str(folder)],

@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from prm_ray.core.forest import ForestAttention
+from prm_ray.core.forest import ForestAttention, Segment
 from prm_ray.core.packing import Node
 from prm_ray.core.past import Past
 
@@ -86,22 +86,13 @@ def _ordinary(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any
 class _Segments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, scale: float) -> Tensor:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
         own_key, own_value = key[:, :, forest.num_past :], value[:, :, forest.num_past :]
-        for segment in forest.segments:
-            queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
-            mask = forest.mask(segment, query.dtype)
-            part, part_lse = kernel(
-                query[:, :, queries],
-                own_key[:, :, keys],
-                own_value[:, :, keys],
-                is_causal=mask is None,
-                attn_mask=mask,
-                scale=scale,
-            )
-            if segment.is_first:
+        for run in forest.runs:
+            queries = slice(run[0].start, run[-1].end)
+            part, part_lse = _attend_run(query, own_key, own_value, forest, run, scale)
+            if run[0].depth == 0:
                 out[:, :, queries], lse[:, :, queries] = part, part_lse
             else:
                 _merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
@@ -133,6 +124,27 @@ class _Segments(torch.autograd.Function):
             )
             grad_query[:, :, queries] += part
         return grad_query, grad_key, grad_value, None, None
+
+
+def _attend_run(
+    query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention, run: list[Segment], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of segments whose queries follow one another."""
+    parts = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[:, :, segment.start : segment.end],
+            key[:, :, segment.start : segment.stop],
+            value[:, :, segment.start : segment.stop],
+            is_causal=not segment.is_block,
+            attn_mask=forest.mask(segment, query.dtype),
+            scale=scale,
+        )
+        for segment in run
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    outs_BTHD, lses_BHT = zip(*((out.transpose(1, 2), lse) for out, lse in parts), strict=True)  # as they lie in memory
+    return torch.cat(outs_BTHD, dim=1).transpose(1, 2), torch.cat(lses_BHT, dim=2)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

@@ -33,8 +33,8 @@ class Segment:
     end: int
     is_block: bool
     """True = needs a mask; False = causal, counted from `start`."""
-    is_first: bool
-    """No segment before it has these queries."""
+    depth: int
+    """How many segments before it have these queries too."""
 
 
 @dataclass
@@ -55,6 +55,18 @@ class ForestAttention:
     @cached_property
     def segments(self) -> list[Segment]:
         return _segments(self.nodes)
+
+    @cached_property
+    def runs(self) -> list[list[Segment]]:
+        """The segments of each depth, cut where their queries do not follow one another; a depth behind those above."""
+        runs: list[list[Segment]] = []
+        for segment in sorted(self.segments, key=lambda segment: (segment.depth, segment.start)):
+            last = runs[-1][-1] if runs else None
+            if last and (last.depth, last.end) == (segment.depth, segment.start):
+                runs[-1].append(segment)
+            else:
+                runs.append([segment])
+        return runs
 
     @cached_property
     def last_T(self) -> Tensor:
@@ -125,20 +137,22 @@ def _block_lists(wanted_NN: Tensor) -> tuple[Tensor, Tensor]:
 
 def _segments(nodes: list[Node]) -> list[Segment]:
     segments: list[Segment] = []
-    covered = 0  # queries before this one have a result from a large ancestor
+    above: list[int] = []  # ends of the large subtrees around this node
     done = 0  # nodes before this token are in the last block
     for node in nodes:
         if node.start < done:
             continue
-        is_first = node.start >= covered
+        while above and above[-1] <= node.start:
+            above.pop()
+        depth = len(above)
         if node.end - node.start > BLOCK:
-            segments.append(Segment(node.start, node.stop, node.end, False, is_first))
-            covered = max(covered, node.end)
+            segments.append(Segment(node.start, node.stop, node.end, False, depth))
+            above.append(node.end)
             continue
         done = node.end
         last = segments[-1] if segments else None
-        if last and last.end == node.start and last.is_first == is_first and node.end - last.start <= BLOCK:
-            segments[-1] = Segment(last.start, node.end, node.end, True, is_first)
+        if last and last.end == node.start and last.depth == depth and node.end - last.start <= BLOCK:
+            segments[-1] = Segment(last.start, node.end, node.end, True, depth)
         else:
-            segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, is_first))
+            segments.append(Segment(node.start, node.end, node.end, node.stop < node.end, depth))
     return segments

@@ -119,10 +119,15 @@ def test_each_query_meets_each_ancestor_in_one_segment_and_nobody_else(groups: A
         met = torch.zeros(forest.num_tokens, forest.num_tokens, dtype=torch.int64)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(forest_module, "BLOCK", block)
-            segments = forest.segments
-        for each in segments:
+            runs = forest.runs
+        done = torch.zeros(forest.num_tokens, dtype=torch.int64)
+        for run in runs:
+            queries = slice(run[0].start, run[-1].end)
+            assert sum(each.end - each.start for each in run) == queries.stop - queries.start
+            assert done[queries].eq(run[0].depth).all()  # and so a merge is with all that came before
+            done[queries] += 1
+        for each in [each for run in runs for each in run]:
             queries, keys = slice(each.start, each.end), slice(each.start, each.stop)
-            assert each.is_first == (not met[queries].any())
             mask = forest.mask(each, torch.float32)
             causal = torch.ones(each.end - each.start, each.stop - each.start, dtype=torch.int64).tril()
             met[queries, keys] += causal if mask is None else mask.eq(0)
