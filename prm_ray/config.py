@@ -226,6 +226,8 @@ class ReferenceSection(Section):
     """None = the generator (after warm-up if there was one), the usual choice: policy and reference start equal."""
     logprobs: Literal["compute", "sampled"] = "compute"
     """`sampled` takes the log-probs vLLM returned while sampling: free, right only if it sampled from this model."""
+    mismatched: int = Field(0, ge=0)
+    """For `kto`: so many responses of the next prompt are scored behind each prompt, for its estimate of the KL."""
     step_rule: str = "blank_line"
     """Where steps end: `blank_line`, `newline`, `step_k`, `none`, or `regex:PATTERN` (each match starts a new step)."""
     token_budget: int = Field(8192, ge=1)
@@ -243,18 +245,31 @@ class ReferenceSection(Section):
         return value
 
 
+_OF_OBJECTIVES = {"max_pairs": ("dpo", "nca"), "margin": ("prefix_ce",), "token_weights": ("prefix_ce",)}
+
+
 class TrainSection(FitSection):
-    objective: Literal["ce"] = "ce"
+    objective: Literal["ce", "dpo", "nca", "kto", "prefix_ce"] = "ce"
+    """`ce`: each response against its label. `dpo`, `nca`: right against wrong ones to a prompt. `kto`: against the
+    step's KL (needs reference.mismatched). `prefix_ce`: each prefix, by its length (beta 10 there)."""
     beta: float = Field(0.05, gt=0)
     """Scale of the log-ratio: reward = beta * log(policy / reference)."""
+    with_reference: bool = True
+    """False: log policy in place of log(policy / reference) (arXiv 2412.01981 Table 5)."""
+    max_pairs: int | None = Field(None, ge=1)
+    """`dpo`, `nca`: most pairs of a prompt, chosen by the seed; none = every right with every wrong response."""
+    margin: float = Field(5.0, ge=0)
+    """`prefix_ce`: how far beyond 0 a prefix value has to be."""
+    token_weights: Literal["uniform", "early", "late"] = "uniform"
+    """`prefix_ce`: which prefixes count most."""
     lr: float = Field(5e-7, gt=0)
     batch_size: int = Field(64, ge=1)
     token_budget: int = Field(8192, ge=1)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     skip_uniform_prompts: bool = False
     """Leave out prompts whose responses are all right or all wrong: less to compute, more about ranking candidates."""
-    balance_labels: bool = False
-    """Give the right and the wrong responses of a prompt the same total weight: what counts is ranking within it."""
+    balance_labels: Literal["none", "dataset", "prompt"] = "none"
+    """Give right and wrong responses the same total weight, over all prompts or within each."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the training problems held out for loss / accuracy / AUC while training."""
     lora_rank: int = Field(0, ge=0)
@@ -263,6 +278,13 @@ class TrainSection(FitSection):
     """The adapter's output is scaled by lora_alpha / lora_rank; none = twice the rank."""
     lora_targets: list[str] = []
     """Linear layers that get one, by the ends of their names (q_proj, v_proj ...); empty = all but the output layer."""
+
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> TrainSection:
+        for key, objectives in _OF_OBJECTIVES.items():
+            if key in self.model_fields_set and self.objective not in objectives:
+                raise ValueError(f"{key} is for objective {' or '.join(objectives)}, not {self.objective}")
+        return self
 
     @model_validator(mode="after")
     def _fits_an_adapter(self) -> TrainSection:
@@ -347,6 +369,10 @@ class RunConfig(Section):
             raise ValueError("arithmetic.min_operations must not exceed arithmetic.max_operations")
         if self.evaluate.aggregation not in self.rerank.aggregations:
             raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
+        if self.train.objective == "kto" and not self.reference.mismatched:
+            raise ValueError("train.objective 'kto' needs reference.mismatched of at least 1 (got 0)")
+        if self.reference.mismatched and self.reference.logprobs == "sampled":
+            raise ValueError("reference.mismatched needs reference.logprobs 'compute': nobody sampled such responses")
         if self.reference.logprobs == "sampled" and (self.reference.model or self.import_.source):
             raise ValueError(
                 "reference.logprobs = 'sampled' needs responses sampled here from the reference model itself"

@@ -56,6 +56,8 @@ LABELS = RESPONSES.append(pa.field("answer", pa.string())).append(pa.field("corr
 LABELS = LABELS.append(pa.field("label_error", pa.string()))  # why `correct` is null
 REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_logprobs", _FLOATS))
 REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
+REFERENCE = REFERENCE.append(pa.field("mismatched_tokens", _TOKENS))  # a response to another prompt, or null
+REFERENCE = REFERENCE.append(pa.field("mismatched_logprob", pa.float32()))  # the reference's, behind this row's prompt
 SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))
 SCORES = SCORES.append(pa.field("policy_logprobs", _FLOATS))  # log pi of each response token
 for _aggregation in ("sum", "mean", "min", "last"):

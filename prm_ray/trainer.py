@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prm_ray.adapters import has_adapter, save_weights
 from prm_ray.core.forward import causal_lm
-from prm_ray.core.packing import PackedBatch, PromptGroup, pack
+from prm_ray.core.packing import PackedBatch, PromptGroup, pack, unpack
 from prm_ray.core.support import check_model
 from prm_ray.errors import NonFiniteLossError
 from prm_ray.sharding import ShardedWeights
@@ -62,7 +62,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class StepResult:
-    loss: float  # mean over the responses of the step
+    loss: float  # mean over what the objective counts in the step
     grad_norm: float  # before clipping
     lr: float
 
@@ -74,7 +74,7 @@ class Trainer:
     number format of forward and backward. `norm_lr` is the peak learning rate of vectors (gains of the norms, biases)
     where it differs from that of the matrices: gains are some hundred times larger than the entries of a matrix, and at
     the same rate they hardly move in a short run. `parallel` is `ddp` (`weights.py`) or `fsdp` (`sharding.py`); with
-    `fsdp` every worker must call every method, and `logprobs` as often as the others. `gradient_checkpointing` keeps
+    `fsdp` every worker must call every method, as often as the others. `gradient_checkpointing` keeps
     one activation in each layer and computes the rest again in backward.
     """
 
@@ -116,8 +116,9 @@ class Trainer:
         """Every worker holds a part of the weights, so all must take part in whatever uses them."""
         return self._weights.num_shards > 1
 
-    def step(self, batches: Sequence[PackedBatch], loss: Loss, count: int) -> StepResult:
-        """One optimizer step; `count` is the number of responses (or tokens) of the step over all workers.
+    def step(self, batches: Sequence[PackedBatch], loss: Loss, count: float) -> StepResult:
+        """One optimizer step; `count` is what the loss is a mean over, responses or pairs or tokens, over
+        all workers.
 
         A worker may have fewer batches than the others, or none. Raises `NonFiniteLossError` on every worker, before
         any weight moves, if the loss or gradient is not finite.
@@ -146,9 +147,16 @@ class Trainer:
         return StepResult(total.item(), norm, lr)
 
     @torch.no_grad()
-    def logprobs(self, batch: PackedBatch) -> Tensor:
-        """Response log-probs [R] under the present weights, for held-out measurements."""
-        return self._weights.logprobs(batch)
+    def preview(self, groups: Sequence[PromptGroup], token_budget: int) -> list[list[Tensor]]:
+        """Log-probs [T] of every response of every group under the present weights, on the CPU, without gradient."""
+        batches = pack(groups, token_budget)
+        found = [[torch.zeros(0)] * len(group.responses) for group in groups]
+        for batch in batches:
+            for (group, response), logprobs_T in unpack(self._weights.logprobs(batch).cpu(), batch):
+                found[group][response] = logprobs_T
+        for _ in range(self._weights.num_passes(len(batches)) - len(batches)):
+            self._weights.logprobs(_smallest_batch())
+        return found
 
     @property
     def has_state(self) -> bool:

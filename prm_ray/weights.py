@@ -27,6 +27,14 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def total(values: Tensor) -> Tensor:
+    """Added up over all workers, which must all call it."""
+    if world()[1] > 1:
+        values = values.to(torch.device("cuda") if torch.cuda.is_available() else "cpu")
+        dist.all_reduce(values)
+    return values
+
+
 class Weights(Protocol):
     masters: list[Tensor]
     """What the optimizer moves: this worker's rows of every trained parameter, float32, in the model's order."""

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,14 @@ def _train(plan: FitPlan) -> None:
     steps = plan.steps(data)
     trainer = _new_trainer(plan, len(steps))
     _resume(trainer)
+    preview = partial(trainer.preview, token_budget=section.token_budget)
     measure = plan.make_held_out() if plan.make_held_out and (rank == 0 or trainer.is_sharded) else None
     metrics = MetricsLog(plan.folder / "metrics.jsonl", trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
         items = steps[trainer.num_steps]
         mine = share(items, rank, num_workers)
         batches = pack(data.groups(mine), section.token_budget)
-        result = trainer.step(batches, data.loss(mine), data.count(items))
+        result = trainer.step(batches, data.loss(mine, batches, preview), data.count(items))
         is_last = trainer.num_steps == len(steps)
         if is_last:
             trainer.use_average()

@@ -6,12 +6,14 @@ are kept as they are; a text from elsewhere is encoded here, once, and nothing b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from prm_ray.config import RunConfig
+from prm_ray.core.packing import PromptGroup
 from prm_ray.core.steps import step_token_ends
 from prm_ray.errors import UserError
 from prm_ray.models import (
@@ -96,8 +98,8 @@ class ReferenceWorker:
         if not row["response_tokens"]:
             row["prompt_tokens"] = encode_prompt(self._tokenizer, row["messages"])
             row["response_tokens"] = encode_response(self._tokenizer, row["text"])
-        length = len(row["prompt_tokens"]) + len(row["response_tokens"])
-        if self._context is not None and length > self._context:
+        if not self._is_read(row["prompt_tokens"], row["response_tokens"]):
+            length = len(row["prompt_tokens"]) + len(row["response_tokens"])
             row["error"] = f"too_long: prompt and response have {length} tokens, the model reads {self._context}"
             return
         tokens = row["response_tokens"]
@@ -117,6 +119,7 @@ class ReferenceWorker:
             row["ref_logprobs"] = known.get(row["fingerprint"])
         self._compute([row for row in rows if row["ref_logprobs"] is None])
         write_cache(cache, rows)
+        self._add_mismatched(rows)
 
     def _compute(self, rows: list[dict[str, Any]]) -> None:
         groups = group_rows(rows)
@@ -125,6 +128,26 @@ class ReferenceWorker:
         for (numbers, _), logprobs in zip(groups, results, strict=True):
             for number, logprobs_T in zip(numbers, logprobs, strict=True):
                 rows[number]["ref_logprobs"] = logprobs_T.tolist()
+
+    def _add_mismatched(self, rows: list[dict[str, Any]]) -> None:
+        """Score the first responses of the next prompt of this part behind each prompt, if the model reads so much."""
+        groups = group_rows(rows)
+        if not self._section.mismatched or len(groups) < 2:
+            return
+        following = [*groups[1:], groups[0]]
+        pairs: list[tuple[list[int], PromptGroup]] = []
+        for (numbers, group), (_, other) in zip(groups, following, strict=True):
+            responses = [each for each in other.responses if self._is_read(group.prompt, each)]
+            chosen = list(zip(numbers, responses, strict=False))[: self._section.mismatched]
+            pairs.append(([number for number, _ in chosen], PromptGroup(group.prompt, [each for _, each in chosen])))
+        assert self._model is not None
+        results = group_logprobs(self._model, [group for _, group in pairs], self._section.token_budget)
+        for (numbers, group), logprobs in zip(pairs, results, strict=True):
+            for number, response, logprobs_T in zip(numbers, group.responses, logprobs, strict=True):
+                rows[number] |= {"mismatched_tokens": response, "mismatched_logprob": logprobs_T.sum().item()}
+
+    def _is_read(self, prompt: Sequence[int], response: Sequence[int]) -> bool:
+        return self._context is None or len(prompt) + len(response) <= self._context
 
 
 def read_cache(path: Path) -> dict[str, list[float]]:

@@ -19,13 +19,15 @@ from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.models import base_model_path, reference_model_path, resolve_model, write_prm_json
+from prm_ray.outcomedata import OutcomeData, held_out_metrics
+from prm_ray.outcomelosses import CrossEntropy, outcome_loss
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder, read_parquet
 from prm_ray.trainer import Trainer
-from prm_ray.trainingdata import OutcomeData, held_out_metrics
 
-_COLUMNS = ["prompt_id", "split", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "error", "label_error"]
+_KEPT = ["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"]
+_MISMATCHED = ["mismatched_tokens", "mismatched_logprob"]
 
 
 def check(config: RunConfig) -> None:
@@ -76,14 +78,15 @@ def _adapter(config: RunConfig) -> AdapterSettings | None:
 def training_rows(config: RunConfig) -> pa.Table:
     """All rows of the training split that have tokens and a known label. Raises `UserError` if there are none."""
     source = StageFolder(config.run.dir, "reference")
+    kept = [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())]
     parts = []
     for index in source.finished_parts():
-        part = read_parquet(source.part_path(index), _COLUMNS)
+        part = read_parquet(source.part_path(index), [*kept, "split", "error"])
         usable = pc.and_(
             pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"]))
         )
         parts.append(part.filter(usable))
-    table = pa.concat_tables(parts).select(["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"])
+    table = pa.concat_tables(parts).select(kept)
     if table.num_rows == 0:
         raise UserError(f"{str(source.path)!r} has no training response with a known label; nothing to train on")
     return table.combine_chunks()
@@ -108,15 +111,30 @@ def _check_labels(data: OutcomeData, config: RunConfig) -> None:
 
 
 def _training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:
-    rows = _part(training_rows(config) if table is None else table, config, held_out=False)
+    return _outcomes(config, _part(training_rows(config) if table is None else table, config, held_out=False))
+
+
+def _outcomes(config: RunConfig, rows: pa.Table) -> OutcomeData:
     section = config.train
-    return OutcomeData(rows, section.beta, section.skip_uniform_prompts, section.balance_labels)
+    return OutcomeData(
+        rows,
+        outcome_loss(section, config.run.seed),
+        with_reference=section.with_reference,
+        skip_uniform=section.skip_uniform_prompts,
+        balance=section.balance_labels,
+    )
 
 
 def _held_out(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
-    data = OutcomeData(_part(training_rows(config), config, held_out=True), config.train.beta)
+    section = config.train
+    data = OutcomeData(
+        _part(training_rows(config), config, held_out=True),
+        CrossEntropy(section.beta),
+        with_reference=section.with_reference,
+    )
 
     def measure(trainer: Trainer) -> dict[str, Any]:
-        return held_out_metrics(data.rewards(range(len(data.sizes)), trainer, config.train.token_budget))
+        preview = partial(trainer.preview, token_budget=section.token_budget)
+        return held_out_metrics(data.rewards(range(len(data.sizes)), section.beta, preview))
 
     return measure

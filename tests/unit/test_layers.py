@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers"}
-ENGINES = {"adapters", "models", "weights", "sharding", "trainerstate", "trainingdata", "trainer", "scorer"}
+ENGINES = {
+    *("adapters", "models", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
+    *("outcomelosses", "outcomedata", "scorer"),
+}
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
@@ -31,6 +34,8 @@ MAY_IMPORT = {
     "trainerstate": set(),
     "trainer": FOUNDATION | {"core", "adapters", "weights", "sharding", "trainerstate"},
     "trainingdata": FOUNDATION | {"core", "trainer"},
+    "outcomelosses": FOUNDATION | {"core", "weights", "trainer", "trainingdata", "outcomedata"},
+    "outcomedata": FOUNDATION | {"core", "trainer", "trainingdata", "outcomelosses"},
     "stages": BELOW_STAGES | {"stages"},
     "serve": FOUNDATION | {"core", "models", "scorer", "stages", "serve"},
     "demo": BELOW_STAGES | {"stages", "serve"},

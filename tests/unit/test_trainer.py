@@ -1,5 +1,7 @@
 """Trainer: how a step is cut into micro-batches, stopped and resumed changes nothing."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -7,14 +9,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from prm_ray.core.packing import pack
+from prm_ray.core.packing import PackedBatch, PromptGroup, pack
 from prm_ray.errors import NonFiniteLossError
 from prm_ray.models import load_model
-from prm_ray.trainer import Schedule, Trainer
-from prm_ray.trainingdata import OutcomeData, held_out_metrics, plan_steps, share
+from prm_ray.outcomedata import OutcomeData, held_out_metrics
+from prm_ray.outcomelosses import CrossEntropy, OutcomeLoss
+from prm_ray.trainer import Loss, Schedule, Trainer
+from prm_ray.trainingdata import plan_steps, share
 
 
-def outcome_data(num_prompts: int = 4, beta: float = 0.5) -> OutcomeData:
+def outcome_data(num_prompts: int = 4, beta: float = 0.5, objective: OutcomeLoss | None = None) -> OutcomeData:
     rows = [
         {
             "prompt_id": f"p{prompt}",
@@ -22,11 +26,21 @@ def outcome_data(num_prompts: int = 4, beta: float = 0.5) -> OutcomeData:
             "response_tokens": [8 + prompt, 9 + sample, *([10] * sample), 4],
             "ref_logprobs": [-1.0] * (3 + sample),
             "correct": sample % 2 == 0,
+            "mismatched_tokens": [30 + prompt, 31, 4] if sample == 0 else None,
+            "mismatched_logprob": -30.0 if sample == 0 else None,  # the policy likes it more: a KL above 0
         }
         for prompt in range(num_prompts)
         for sample in range(3)
     ]
-    return OutcomeData(pa.Table.from_pylist(rows), beta)
+    return OutcomeData(pa.Table.from_pylist(rows), objective or CrossEntropy(beta))
+
+
+def loss_of(trainer: Trainer, data: OutcomeData, items: list[int], batches: list[PackedBatch]) -> Loss:
+    return data.loss(items, batches, partial(trainer.preview, token_budget=14))
+
+
+def no_preview(groups: Sequence[PromptGroup]) -> list[list[torch.Tensor]]:
+    raise AssertionError("the cross entropy of a response needs nobody else's")
 
 
 def new_trainer(path: str, dtype: torch.dtype = torch.float32, lr: float = 1e-2) -> Trainer:
@@ -37,7 +51,7 @@ def run_steps(trainer: Trainer, data: OutcomeData, num_steps: int, token_budget:
     losses = []
     for step in plan_steps(data.sizes, 6, 10, seed=0)[trainer.num_steps : trainer.num_steps + num_steps]:
         batches = pack(data.groups(step), token_budget)
-        losses.append(trainer.step(batches, data.loss(step), data.count(step)).loss)
+        losses.append(trainer.step(batches, loss_of(trainer, data, step, batches), data.count(step)).loss)
     return losses
 
 
@@ -158,14 +172,14 @@ def test_norms_move_at_a_rate_of_their_own_and_go_on_with_it(tiny_model: str, tm
 def test_a_response_sampled_twice_weighs_twice_and_is_computed_once() -> None:
     row = {"prompt_id": "p", "prompt_tokens": [5], "ref_logprobs": [-1.0, -1.0], "correct": True}
     tokens = [[7, 4], [8, 4], [7, 4]]
-    data = OutcomeData(pa.Table.from_pylist([row | {"response_tokens": each} for each in tokens]), beta=1.0)
+    data = OutcomeData(pa.Table.from_pylist([row | {"response_tokens": each} for each in tokens]), CrossEntropy(1.0))
     (group,) = data.groups([0])
     assert [list(response) for response in group.responses] == [[7, 4], [8, 4]]
     assert data.count([0]) == data.sizes[0] == 3
     (batch,) = pack([group], 100)
     logprobs = torch.tensor([0.5, 0.0, -1.0, 0.0])  # log-ratios 2.5 and 1
     expected = 2 * torch.nn.functional.softplus(torch.tensor(-2.5)) + torch.nn.functional.softplus(torch.tensor(-1.0))
-    torch.testing.assert_close(data.loss([0])(batch, logprobs), expected)
+    torch.testing.assert_close(data.loss([0], [batch], no_preview)(batch, logprobs), expected)
 
 
 def test_prompts_with_one_kind_of_label_are_left_out_when_asked() -> None:
@@ -181,17 +195,17 @@ def test_prompts_with_one_kind_of_label_are_left_out_when_asked() -> None:
         for token, label in enumerate(labels, start=7)
     ]
     table = pa.Table.from_pylist(rows)
-    assert OutcomeData(table, 1.0).sizes == [2, 2, 2]
-    assert OutcomeData(table, 1.0, skip_uniform=True).sizes == [2]
+    assert OutcomeData(table, CrossEntropy(1.0)).sizes == [2, 2, 2]
+    assert OutcomeData(table, CrossEntropy(1.0), skip_uniform=True).sizes == [2]
 
 
 def test_balanced_labels_weigh_the_same_in_each_prompt_and_keep_the_count() -> None:
     """One right of three: weight 1.5 for it and 0.75 for each wrong one."""
     row = {"prompt_id": "p", "prompt_tokens": [5], "ref_logprobs": [-1.0]}
     rows = [row | {"response_tokens": [token], "correct": token == 7} for token in (7, 8, 9)]
-    data = OutcomeData(pa.Table.from_pylist(rows), beta=1.0, balance=True)
+    data = OutcomeData(pa.Table.from_pylist(rows), CrossEntropy(1.0), balance="prompt")
     (batch,) = pack(data.groups([0]), 100)
     softplus = torch.nn.functional.softplus
-    loss = data.loss([0])(batch, torch.tensor([1.0, -1.0, -1.0]))  # log-ratios 2, 0, 0
+    loss = data.loss([0], [batch], no_preview)(batch, torch.tensor([1.0, -1.0, -1.0]))  # log-ratios 2, 0, 0
     torch.testing.assert_close(loss, 1.5 * softplus(torch.tensor(-2.0)) + 1.5 * softplus(torch.tensor(0.0)))
     assert data.count([0]) == 3

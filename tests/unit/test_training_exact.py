@@ -11,9 +11,9 @@ from prm_ray.adapters import AdapterSettings, add_adapter
 from prm_ray.core.forward import response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.models import load_model
+from prm_ray.outcomedata import OutcomeData
 from prm_ray.trainer import Schedule, Trainer
-from prm_ray.trainingdata import OutcomeData
-from tests.unit.test_trainer import outcome_data
+from tests.unit.test_trainer import loss_of, outcome_data
 
 TOLERANCE = 1e-4
 
@@ -52,8 +52,13 @@ def packed_step(trainer: Trainer, data: OutcomeData) -> tuple[float, list[Tensor
     items = list(range(len(data.sizes)))
     batches = pack(data.groups(items), 14)
     assert len(batches) > 1
-    result = trainer.step(batches, data.loss(items), data.count(items))
+    result = trainer.step(batches, loss_of(trainer, data, items, batches), data.count(items))
     return result.loss, [master.grad for master in trainer._masters if master.grad is not None]
+
+
+def previewed(trainer: Trainer, data: OutcomeData) -> Tensor:
+    """Log-probs [R] of the first prompt's responses under the trainer's weights."""
+    return torch.cat([values for group in trainer.preview(data.groups([0]), 100) for values in group])
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
@@ -97,7 +102,7 @@ def test_the_model_that_trains_is_the_one_that_scores(tiny_model: str) -> None:
     trainer = Trainer(load_model(tiny_model, "float32"), Schedule(1e-3, 1, 0.0), compute_dtype=torch.bfloat16)
     with torch.no_grad():
         expected = response_logprobs(load_model(tiny_model, "bfloat16"), batch)
-    assert torch.equal(trainer.logprobs(batch), expected)
+    assert torch.equal(previewed(trainer, data), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -112,7 +117,7 @@ def test_what_is_saved_is_what_was_trained(tiny_model: str, tmp_path: Path, lora
     trainer.save_model(tmp_path)
     (batch,) = pack(data.groups([0]), 100)
     with torch.no_grad():
-        assert torch.equal(response_logprobs(load_model(str(tmp_path), dtype), batch), trainer.logprobs(batch))
+        assert torch.equal(response_logprobs(load_model(str(tmp_path), dtype), batch), previewed(trainer, data))
 
 
 def test_an_adapter_trains_itself_and_leaves_its_base(tiny_model: str) -> None:
