@@ -38,7 +38,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 def rewards_of(row: dict[str, Any], ref_logprobs_T: NDArray[np.float64]) -> list[float]:
     ratio_T = np.array(row["policy_logprobs"]) - ref_logprobs_T
     rewards_S = step_rewards(ratio_T.tolist(), row["step_ends"])
-    return [aggregate(rewards_S, how) for how in AGGREGATIONS]
+    return [aggregate(rewards_S, how, len(ratio_T)) for how in AGGREGATIONS]
 
 
 def measure(run: Path, dtype: str, limit: int | None) -> dict[str, Any]:

@@ -44,6 +44,10 @@ _RESOURCES = {
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
 
+Aggregation = Literal["sum", "mean", "min", "last", "product", "normalized", "prefix_min", "prefix_mean"]
+"""How step rewards become one number, see `core.rewards.aggregate`."""
+
+
 class Section(BaseModel):
     """A frozen TOML table that refuses keys it does not know."""
 
@@ -301,6 +305,8 @@ class TrainSection(FitSection):
 class ScoreSection(Section):
     with_reference: bool = True
     """False: rewards are beta * log pi (arXiv 2412.01981 Table 5); a server then loads one model, not two."""
+    beta_schedule: Literal["constant", "inverse", "decay"] = "constant"
+    """Beta of the t-th token: as trained, over t, or times 0.95^(t-1)."""
     token_budget: int = Field(8192, ge=1)
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
@@ -309,7 +315,7 @@ class ScoreSection(Section):
 class RerankSection(Section):
     sizes: list[int] = [1, 2, 4, 8]
     """Values of N for best-of-N; those above the number of candidates are left out."""
-    aggregations: list[Literal["sum", "mean", "min", "last"]] = ["sum", "mean", "min", "last"]
+    aggregations: list[Aggregation] = ["sum", "mean", "min", "last"]
     """How step rewards become one number; `evaluate.aggregation` names the one the headline uses."""
     vote_weight: Literal["sigmoid", "softmax"] = "softmax"
     """What a candidate's vote counts in a weighted vote: sigmoid(reward), or softmax of the rewards of its problem."""
@@ -325,7 +331,7 @@ class RerankSection(Section):
 
 
 class EvaluateSection(Section):
-    aggregation: Literal["sum", "mean", "min", "last"] = "sum"
+    aggregation: Aggregation = "sum"
     """The aggregation of the headline; the report shows all."""
     num_bootstrap: int = Field(2000, ge=100)
     """Resamples of problems behind each 95 % interval."""

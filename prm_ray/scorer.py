@@ -116,6 +116,7 @@ class Scorer:
         prompt: PromptSection | None = None,
         token_budget: int = 8192,
         with_reference: bool = True,
+        beta_schedule: str = "constant",
         cache_tokens: int = 0,
     ):
         """`with_reference=False` leaves the reference out; else `reference=None` needs cached log-probs.
@@ -133,7 +134,7 @@ class Scorer:
                 check_model(model)
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.beta, self.step_rule, self.token_budget = beta, step_rule, token_budget
-        self.with_reference = with_reference
+        self.with_reference, self.beta_schedule = with_reference, beta_schedule
         self.policy_cache, self.reference_cache = (
             PrefixCache(model, cache_tokens) if cache_tokens and model is not None else None
             for model in (policy, reference if with_reference else None)
@@ -186,6 +187,7 @@ class Scorer:
             prompt=PromptSection.model_validate(facts.get("prompt", {})),
             token_budget=token_budget,
             with_reference=with_reference,
+            beta_schedule=facts.get("beta_schedule", "constant"),
             cache_tokens=cache_tokens,
         )
 
@@ -207,7 +209,7 @@ class Scorer:
     def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
         """Token rewards of every response of every group: beta * (log pi - log pi_ref), or beta * log pi."""
         if not self.with_reference:
-            return self._rewards(groups, None)
+            return self.rewards(self.policy_logprobs(groups), [])
         assert self.reference is not None, "this scorer was made to score against cached reference log-probs"
         if self.reference is self.policy and has_adapter(self.policy):
             return self._score_adapter(groups)
@@ -218,13 +220,19 @@ class Scorer:
         self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]]
     ) -> list[list[list[float]]]:
         """The same from cached reference log-probs: one forward pass instead of two."""
-        return self._rewards(groups, ref_logprobs if self.with_reference else None)
+        return self.rewards(self.policy_logprobs(groups), ref_logprobs)
 
-    def _rewards(
-        self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]] | None
+    def policy_logprobs(self, groups: Sequence[PromptGroup]) -> list[list[torch.Tensor]]:
+        """log pi [T] of every response of every group, float32 on the CPU."""
+        return self._logprobs(self.policy, self.policy_cache, groups)
+
+    def rewards(
+        self, logprobs: Sequence[Sequence[torch.Tensor]], ref_logprobs: Sequence[Sequence[torch.Tensor]]
     ) -> list[list[list[float]]]:
-        logprobs = self._logprobs(self.policy, self.policy_cache, groups)
-        return self._paired(logprobs, ref_logprobs or [[None] * len(group.responses) for group in groups])
+        """Token rewards from log pi and log pi_ref; the latter are not looked at `with_reference=False`."""
+        if not self.with_reference:
+            return self._paired(logprobs, [[None] * len(group) for group in logprobs])
+        return self._paired(logprobs, ref_logprobs)
 
     def _score_adapter(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
         if self.policy_cache is None or self.reference_cache is None:
@@ -237,7 +245,10 @@ class Scorer:
         self, logprobs: Sequence[Sequence[torch.Tensor]], references: Sequence[Sequence[torch.Tensor | None]]
     ) -> list[list[list[float]]]:
         return [
-            [token_rewards(ours, theirs, self.beta).tolist() for ours, theirs in zip(policy, reference, strict=True)]
+            [
+                token_rewards(ours, theirs, self.beta, self.beta_schedule).tolist()
+                for ours, theirs in zip(policy, reference, strict=True)
+            ]
             for policy, reference in zip(logprobs, references, strict=True)
         ]
 
@@ -263,5 +274,5 @@ class Scorer:
         rewards_S = step_rewards(token_rewards_T, ends)
         char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
         steps = [decoded[start:end] for start, end in pairwise(char_cuts)]
-        totals = {how: aggregate(rewards_S, how) for how in AGGREGATIONS}
+        totals = {how: aggregate(rewards_S, how, len(token_rewards_T)) for how in AGGREGATIONS}
         return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, totals)

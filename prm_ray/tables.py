@@ -12,11 +12,12 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prm_ray.config import Aggregation
 from prm_ray.errors import UserError
 
 FOLDERS = {
@@ -60,7 +61,7 @@ REFERENCE = REFERENCE.append(pa.field("mismatched_tokens", _TOKENS))  # a respon
 REFERENCE = REFERENCE.append(pa.field("mismatched_logprob", pa.float32()))  # the reference's, behind this row's prompt
 SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))
 SCORES = SCORES.append(pa.field("policy_logprobs", _FLOATS))  # log pi of each response token
-for _aggregation in ("sum", "mean", "min", "last"):
+for _aggregation in get_args(Aggregation):
     SCORES = SCORES.append(pa.field(f"reward_{_aggregation}", pa.float32()))
 CACHE = pa.schema([("fingerprint", pa.string()), ("ref_logprobs", _FLOATS)])
 """reference_cache/: reference log-probs by fingerprint (weights, tokenizer, chat template, token ids)."""

@@ -155,7 +155,7 @@ def _baselines(row: dict[str, Any]) -> dict[str, float]:
     kinds = {"prm_without_reference": policy_T, "prm_with_reference": policy_T - reference_T}
     for whose, values_T in kinds.items():
         rewards_S = step_rewards(values_T.tolist(), row["step_ends"])
-        figures |= {f"{whose}_{how}": aggregate(rewards_S, how) for how in AGGREGATIONS}
+        figures |= {f"{whose}_{how}": aggregate(rewards_S, how, len(values_T)) for how in AGGREGATIONS}
     return figures
 
 

@@ -26,7 +26,8 @@ from prm_ray.tables import StageFolder, count_failures
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     source, checkpoint = StageFolder(config.run.dir, "reference"), StageFolder(config.run.dir, "train").path
     # Whoever loads the checkpoint, a program or the server, then rewards as this table does.
-    write_prm_json(checkpoint, read_prm_json(checkpoint) | {"with_reference": config.score.with_reference})
+    shown = {"with_reference": config.score.with_reference, "beta_schedule": config.score.beta_schedule}
+    write_prm_json(checkpoint, read_prm_json(checkpoint) | shown)
     map_shards(
         folder,
         max(source.finished_parts()) + 1,
@@ -55,6 +56,7 @@ class ScoreWorker:
             step_rule=facts["step_rule"],
             token_budget=config.score.token_budget,
             with_reference=config.score.with_reference,
+            beta_schedule=config.score.beta_schedule,
         )
 
     def __call__(self, index: int) -> ShardStats:
@@ -68,18 +70,11 @@ class ScoreWorker:
     def _add_rewards(self, rows: list[dict[str, Any]]) -> None:
         grouped = group_rows(rows)
         reference = [[torch.tensor(rows[number]["ref_logprobs"]) for number in numbers] for numbers, _ in grouped]
-        results = self._scorer.score_against([group for _, group in grouped], reference)
-        for (numbers, _), rewards in zip(grouped, results, strict=True):
-            for number, token_rewards_T in zip(numbers, rewards, strict=True):
+        policy = self._scorer.policy_logprobs([group for _, group in grouped])
+        results = zip(grouped, policy, self._scorer.rewards(policy, reference), strict=True)
+        for (numbers, _), logprobs, rewards in results:
+            for number, logprobs_T, token_rewards_T in zip(numbers, logprobs, rewards, strict=True):
                 row = rows[number]
-                row["token_rewards"] = token_rewards_T
-                row["policy_logprobs"] = self._policy_logprobs(token_rewards_T, row["ref_logprobs"])
-                row["step_rewards"] = step_rewards(token_rewards_T, row["step_ends"])
-                row |= {f"reward_{how}": aggregate(row["step_rewards"], how) for how in AGGREGATIONS}
-
-    def _policy_logprobs(self, token_rewards_T: list[float], ref_logprobs_T: list[float]) -> list[float]:
-        """log pi of each token, from what was computed already."""
-        logprobs_T = [reward / self._scorer.beta for reward in token_rewards_T]
-        if not self._scorer.with_reference:
-            return logprobs_T
-        return [ratio + reference for ratio, reference in zip(logprobs_T, ref_logprobs_T, strict=True)]
+                row["token_rewards"], row["policy_logprobs"] = token_rewards_T, logprobs_T.tolist()
+                row["step_rewards"] = rewards_S = step_rewards(token_rewards_T, row["step_ends"])
+                row |= {f"reward_{how}": aggregate(rewards_S, how, len(token_rewards_T)) for how in AGGREGATIONS}

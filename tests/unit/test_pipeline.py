@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prm_ray.config import RunConfig, load_config
+from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.stages.pipeline import clear_from, known_cause, run_all, run_stage
 from prm_ray.tables import StageFolder
@@ -38,7 +39,7 @@ def finish_by_hand(config: RunConfig, stages: tuple[str, ...] = BEFORE_RERANK, a
 
 
 def score_row(index: int, answer: str, reward: float) -> dict:
-    rewards = {f"reward_{how}": reward for how in ("sum", "mean", "min", "last")}
+    rewards = {f"reward_{how}": reward for how in AGGREGATIONS}
     row = {"prompt_id": "p", "split": "test", "problem": "1 + 1", "gold_answer": "right", "sample_index": index}
     more = {"answer": answer, "correct": answer == "right", "ref_logprobs": [-1.0], "response_tokens": [5]}
     more |= {"policy_logprobs": [-1.0], "step_ends": [1]}

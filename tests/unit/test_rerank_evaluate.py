@@ -14,6 +14,7 @@ import re
 import pytest
 
 from prm_ray.config import RunConfig
+from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import UserError
 from prm_ray.stages import evaluate, rerank
 from prm_ray.stages.candidates import read_problems, survey
@@ -24,7 +25,7 @@ FAILED = {"error": "prompt too long: 2000 tokens"}
 
 
 def row(prompt_id, index, reward=None, correct=None, answer=None, **more):
-    rewards = {} if reward is None else {f"reward_{how}": reward for how in ("sum", "mean", "min", "last")}
+    rewards = {} if reward is None else {f"reward_{how}": reward for how in AGGREGATIONS}
     steps = {} if reward is None else {"step_rewards": [reward - 1.0, 1.0], "ref_logprobs": [-1.0, -float(index)]}
     steps |= {} if reward is None else {"policy_logprobs": [reward, -1.0], "step_ends": [1, 2]}
     return {

@@ -1,5 +1,7 @@
 """Scorer: what a library user gets."""
 
+import math
+
 import pytest
 
 from prm_ray.errors import UserError
@@ -22,7 +24,8 @@ def scored(tiny_model: str, other_tiny_model: str) -> list[ScoredResponse]:
 def test_policy_equal_to_reference_scores_exactly_zero(tiny_model: str) -> None:
     for response in Scorer.from_pretrained(tiny_model, tiny_model, dtype="float32").score("1+2", RESPONSES):
         assert set(response.token_rewards) == {0.0}
-        assert response.rewards == {"sum": 0.0, "mean": 0.0, "min": 0.0, "last": 0.0}
+        product = response.rewards.pop("product")
+        assert set(response.rewards.values()) == {0.0} and product == pytest.approx(len(response.steps) * math.log(0.5))
 
 
 def test_step_rewards_add_up_to_the_response_reward(scored: list[ScoredResponse]) -> None:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from prm_ray.config import ArithmeticSection, RunConfig
+from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.stages.candidates import survey
 from prm_ray.stages.stepcheck import step_check
 from prm_ray.tables import StageFolder
@@ -23,7 +24,7 @@ def score_rows(step_rewards_of_each):
     problem = make_problems(1, 3, ArithmeticSection(min_operations=3, max_operations=3))[0]
     text = spoilt(problem.solution, line=1)
     for index, step_rewards in enumerate(step_rewards_of_each(len(text.split("\n")))):
-        rewards = {f"reward_{how}": sum(step_rewards) for how in ("sum", "mean", "min", "last")}
+        rewards = {f"reward_{how}": sum(step_rewards) for how in AGGREGATIONS}
         yield {
             **{"prompt_id": "p", "split": "test", "sample_index": index, "problem": problem.problem, "text": text},
             **{"correct": False, "answer": "0", "step_rewards": step_rewards, **rewards},
