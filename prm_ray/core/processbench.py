@@ -45,9 +45,9 @@ def process_bench_score(predictions: Sequence[int], labels: Sequence[int]) -> Pr
 def best_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
     """The threshold with the highest F1 on these responses; of several the lowest. Exact, no grid.
 
-    A response without a wrong step is met by thresholds up to its lowest score; one whose step k is wrong by those above
-    the score of k and up to the lowest before k. So F1 changes at the scores alone. Raises `ValueError` unless there
-    are both kinds of response.
+    A response without a wrong step is met by thresholds up to its lowest score; one whose step k is wrong by those
+    above the score of k and up to the lowest before k. So F1 changes at the scores alone. Raises `ValueError` unless
+    there are both kinds of response.
     """
     ranges = [_meeting_range(scores, label) for scores, label in zip(step_scores, labels, strict=True)]
     is_right_N = np.array([label == RIGHT for label in labels], dtype=bool)

@@ -27,7 +27,7 @@ def test_a_perfect_scorer_has_an_f1_of_one() -> None:
 
 
 def test_a_random_scorer_is_about_as_good_as_the_best_way_to_guess() -> None:
-    """Scores uniform in [0, 1]: threshold t meets a right one of S steps with (1-t)^S, a wrong one at k with t(1-t)^k."""
+    """Scores uniform in [0, 1]: t meets a right one of S steps with (1-t)^S, one wrong at k with t(1-t)^k."""
     made, rng = rows(20_000), random.Random(1)
     scores = [[rng.random() for _ in range(steps)] for steps, _ in made]
     labels = [label for _, label in made]

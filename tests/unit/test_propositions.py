@@ -1,4 +1,4 @@
-"""Propositions 3.1 and 3.2 of arXiv 2412.01981, exactly: two language models so small that every continuation is listed.
+"""Propositions 3.1 and 3.2 of arXiv 2412.01981, exactly: two models so small that all continuations are listed.
 
 A response is five tokens of a vocabulary of five; the trained policy and its reference are two random models. What the
 engine calls a prefix value must be the log-mean-exp of the outcome reward over the reference's continuations, and lie
