@@ -105,25 +105,27 @@ class _Segments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        query, key, value, out, lse = ctx.saved_tensors
+        *states, lse = ctx.saved_tensors
+        # In float32 whatever the model's dtype: for small subtrees the kernel is three times as fast as in bfloat16.
+        query, key, value, out, grad_out = (each.float() for each in (*states, grad_outputs[0]))
         grad_query, grad_key, grad_value = torch.zeros_like(query), torch.empty_like(key), torch.empty_like(value)
         for segment in ctx.forest.segments:
             queries, keys = slice(segment.start, segment.end), slice(segment.start, segment.stop)
-            mask = ctx.forest.mask(segment, query.dtype)
             part, grad_key[:, :, keys], grad_value[:, :, keys] = kernel(
-                grad_outputs[0][:, :, queries],
+                grad_out[:, :, queries],
                 query[:, :, queries],
                 key[:, :, keys],
                 value[:, :, keys],
                 out[:, :, queries],
                 lse[:, :, queries],
                 0.0,
-                mask is None,
-                attn_mask=mask,
+                not segment.is_block,
+                attn_mask=ctx.forest.mask(segment, torch.float32),
                 scale=ctx.scale,
             )
             grad_query[:, :, queries] += part
-        return grad_query, grad_key, grad_value, None, None
+        dtype = states[0].dtype
+        return grad_query.to(dtype), grad_key.to(dtype), grad_value.to(dtype), None, None
 
 
 def _attend_run(
