@@ -36,6 +36,14 @@ class Segment:
     depth: int
     """How many segments before it have these queries too."""
 
+    @property
+    def queries(self) -> slice:
+        return slice(self.start, self.end)
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.start, self.stop)
+
 
 @dataclass
 class ForestAttention:

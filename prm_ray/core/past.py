@@ -46,6 +46,14 @@ class PastSegment:
     is_block: bool
     """True = needs a mask; False = every query sees every key."""
 
+    @property
+    def queries(self) -> slice:
+        return slice(self.first, self.last)
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.start, self.stop)
+
 
 class Past:
     """One batch's view of a cache. Everything is stored while the batch is computed, layer by layer."""
@@ -54,7 +62,7 @@ class Past:
         device = batch.input_ids_T.device
         slots_C, first_C, last_C = _ancestors(batch.roots, len(batch.input_ids_T))
         self.num_keys = len(slots_C)
-        self.segments = _segments(first_C, last_C)
+        self.runs = _runs(_segments(first_C, last_C))
         self.first_C, self.last_C = torch.from_numpy(first_C).to(device), torch.from_numpy(last_C).to(device)
         """Key c is seen by the new tokens first[c] .. last[c] - 1: those below it."""
         self._slots_C, self._slots_S = torch.from_numpy(slots_C).to(device), torch.from_numpy(slots_S).to(device)
@@ -137,6 +145,17 @@ def _ancestors(roots: list[tuple[int, Places]], num_tokens: int) -> tuple[Places
         first.append(np.full(len(new), start))
         path, index, count = above, np.concatenate([index[:shared], new]), count + len(new)
     return np.concatenate(slots), np.concatenate(first), last[:count]
+
+
+def _runs(segments: list[PastSegment]) -> list[list[PastSegment]]:
+    """Neighbours whose queries follow one another."""
+    runs: list[list[PastSegment]] = []
+    for segment in segments:
+        if runs and runs[-1][-1].last == segment.first:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
 
 
 def _segments(first_C: NDArray[np.int64], last_C: NDArray[np.int64]) -> list[PastSegment]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -71,10 +71,10 @@ class PrefixCache:
         """Where a batch, on the model's device, reads and stores; what it stored is kept if the block ends well."""
         slots_S = self._tree.take(len(batch.input_ids_T))
         try:
-            yield Past(self._pools, batch, slots_S)
-        except BaseException:
-            self._tree.give_back(slots_S)
-            raise
+            with ExitStack() as undo:
+                undo.callback(self._tree.give_back, slots_S)
+                yield Past(self._pools, batch, slots_S)
+                undo.pop_all()
         finally:
             self._tree.next_turn()
         self.num_computed += len(batch.input_ids_T)

@@ -31,6 +31,8 @@ class Worker:
             os._exit(1)
         if shard == 2 and self._mishap == "bad input":
             raise UserError("row 7 has no answer")
+        if shard == 0 and self._mishap == "is slow":
+            wait_for(self._folder, 4)
         self._folder.write_part(shard, [{"prompt_id": str(os.getpid()), "error": "odd: x" if shard == 1 else None}])
         return ShardStats(1, {"odd": 1} if shard == 1 else {}, tokens=10)
 
@@ -51,6 +53,12 @@ class AsyncWorker:
         return ShardStats(1)
 
 
+def wait_for(folder: StageFolder, num_parts: int) -> None:
+    start = time.monotonic()
+    while len(folder.finished_parts()) < num_parts and time.monotonic() - start < 60:
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, ray_local: None) -> StageFolder:
     folder = StageFolder(tmp_path, "generate")
@@ -58,10 +66,9 @@ def folder(tmp_path: Path, ray_local: None) -> StageFolder:
     return folder
 
 
-def work(folder: StageFolder, mishap: str = "", num_shards: int = 4) -> list[ShardStats]:
-    return map_shards(
-        folder, num_shards, Worker, {"folder": folder, "mishap": mishap}, name="generate", num_workers=1, num_cpus=0.5
-    )
+def work(folder: StageFolder, mishap: str = "", num_shards: int = 4, num_workers: int = 1) -> list[ShardStats]:
+    settings = {"folder": folder, "mishap": mishap}
+    return map_shards(folder, num_shards, Worker, settings, name="generate", num_workers=num_workers, num_cpus=0.5)
 
 
 def test_only_the_shards_without_a_part_are_done(folder: StageFolder):
@@ -70,6 +77,13 @@ def test_only_the_shards_without_a_part_are_done(folder: StageFolder):
     assert work(folder) == [ShardStats(1, {}, 10)] * 3
     assert folder.finished_parts() == [0, 1, 2, 3] and folder.part_path(1).stat().st_mtime_ns == before
     assert work(folder) == []
+
+
+def test_a_worker_with_a_long_shard_leaves_the_others_to_its_fellow(folder: StageFolder):
+    """Shard 0 ends only when all others are there: handed out in advance, some of them would wait behind it."""
+    work(folder, "is slow", num_shards=5, num_workers=2)
+    workers = {index: folder.read_part(index)[0]["prompt_id"] for index in range(5)}
+    assert all(workers[index] != workers[0] for index in range(1, 5))
 
 
 def test_a_worker_that_dies_is_started_again_and_its_shard_redone(folder: StageFolder):
