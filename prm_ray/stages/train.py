@@ -44,7 +44,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     data = _training_data(config, table)
     _check_labels(data, config)
     make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
-    plan = FitPlan("train", folder.path, policy, config, section, make_data, make_held_out, adapter)
+    plan = FitPlan("train", folder.path, policy, config, section, config.train_seed, make_data, make_held_out, adapter)
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
     prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
@@ -95,7 +95,7 @@ def training_rows(config: RunConfig) -> pa.Table:
 def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
     """The rows of the problems that are trained on, or of the seeded share held out to measure."""
     prompts = sorted(set(table["prompt_id"].to_pylist()))
-    random.Random(f"{config.run.seed}-held-out").shuffle(prompts)
+    random.Random(f"{config.train_seed}-held-out").shuffle(prompts)
     num_held_out = round(config.train.validation_fraction * len(prompts))
     chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
     return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
@@ -118,7 +118,7 @@ def _outcomes(config: RunConfig, rows: pa.Table) -> OutcomeData:
     section = config.train
     return OutcomeData(
         rows,
-        outcome_loss(section, config.run.seed),
+        outcome_loss(section, config.train_seed),
         with_reference=section.with_reference,
         skip_uniform=section.skip_uniform_prompts,
         balance=section.balance_labels,
