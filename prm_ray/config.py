@@ -249,19 +249,53 @@ class ReferenceSection(Section):
         return value
 
 
-_OF_OBJECTIVES = {"max_pairs": ("dpo", "nca"), "margin": ("prefix_ce",), "token_weights": ("prefix_ce",)}
+_OBJECTIVES = {
+    "log_ratio": ("ce", "dpo", "nca", "kto", "prefix_ce", "step_sign", "step_squared_error", "step_ranking"),
+    "value_head": ("ce", "bradley_terry", "step_ce"),
+    "label_token": ("ce", "step_ce"),
+}
+_OF_OBJECTIVES = {
+    "max_pairs": ("dpo", "nca", "bradley_terry"),
+    "margin": ("prefix_ce",),
+    "token_weights": ("prefix_ce",),
+    "zeta": ("step_ranking",),
+    "step_labels": ("step_ce", "step_squared_error"),
+}
+_OF_REWARDS = {
+    "beta": ("log_ratio",),
+    "with_reference": ("log_ratio",),
+    "label_tokens": ("label_token",),
+    "head_lr": ("value_head",),
+}
 
 
 class TrainSection(FitSection):
-    objective: Literal["ce", "dpo", "nca", "kto", "prefix_ce"] = "ce"
-    """`ce`: each response against its label. `dpo`, `nca`: right against wrong ones to a prompt. `kto`: against the
-    step's KL (needs reference.mismatched). `prefix_ce`: each prefix, by its length (beta 10 there)."""
+    reward: Literal["log_ratio", "value_head", "label_token"] = "log_ratio"
+    """`log_ratio`: implicit PRM. `value_head`: a linear layer on the last hidden state. `label_token`: the logit of a
+    word for right minus that of one for wrong. Both of the latter are read at the end of each step."""
+    objective: Literal[
+        *("ce", "dpo", "nca", "kto", "prefix_ce", "bradley_terry"),
+        *("step_ce", "step_sign", "step_squared_error", "step_ranking"),
+    ] = "ce"
+    """`ce`: each response against its label. `dpo`, `nca`, `bradley_terry` (for a value head): right against wrong ones
+    to a prompt. `kto`: against the step's KL (needs reference.mismatched). `prefix_ce`: each prefix, by its length
+    (beta 10 there). `step_...`: on step labels."""
+    start: str | None = None
+    """Model folder that training starts from; none = the generator. For a second stage: another run's checkpoint."""
+    step_labels: Literal["soft", "hard", "outcome"] = "soft"
+    """`step_ce`, `step_squared_error`: labels as they are, 1 if above 0, or at every step that of the response."""
+    zeta: float = Field(4.0, ge=0)
+    """`step_ranking`: how far below right prefixes the wrong ones have to be."""
+    label_tokens: tuple[str, str] = ("+", "-")
+    """`label_token`: the words for right and for wrong; each must be one token."""
+    head_lr: float | None = Field(None, gt=0)
+    """`value_head`: learning rate of the new layer; none = `lr`."""
     beta: float = Field(0.05, gt=0)
     """Scale of the log-ratio: reward = beta * log(policy / reference)."""
     with_reference: bool = True
     """False: log policy in place of log(policy / reference) (arXiv 2412.01981 Table 5)."""
     max_pairs: int | None = Field(None, ge=1)
-    """`dpo`, `nca`: most pairs of a prompt, chosen by the seed; none = every right with every wrong response."""
+    """`dpo`, `nca`, `bradley_terry`: most pairs of a prompt, chosen by the seed; none = each right with each wrong."""
     margin: float = Field(5.0, ge=0)
     """`prefix_ce`: how far beyond 0 a prefix value has to be."""
     token_weights: Literal["uniform", "early", "late"] = "uniform"
@@ -285,15 +319,24 @@ class TrainSection(FitSection):
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> TrainSection:
-        for key, objectives in _OF_OBJECTIVES.items():
-            if key in self.model_fields_set and self.objective not in objectives:
-                raise ValueError(f"{key} is for objective {' or '.join(objectives)}, not {self.objective}")
+        if self.objective not in _OBJECTIVES[self.reward]:
+            fitting = ", ".join(_OBJECTIVES[self.reward])
+            raise ValueError(
+                f"objective {self.objective!r} is not for reward {self.reward}: it must be one of {fitting}"
+            )
+        for keys, chosen in ((_OF_OBJECTIVES, self.objective), (_OF_REWARDS, self.reward)):
+            what = "objective" if keys is _OF_OBJECTIVES else "reward"
+            for key, fitting in keys.items():
+                if getattr(self, key) != type(self).model_fields[key].default and chosen not in fitting:
+                    raise ValueError(f"{key} is for {what} {' or '.join(fitting)}, not {chosen}")
         return self
 
     @model_validator(mode="after")
     def _fits_an_adapter(self) -> TrainSection:
         if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets):
             raise ValueError("lora_alpha and lora_targets need a lora_rank of at least 1")
+        if self.lora_rank and self.reward == "value_head":
+            raise ValueError("reward 'value_head' needs lora_rank 0: an adapter has no place for the new layer")
         if self.lora_rank and (self.freeze_embeddings or self.norm_lr is not None):
             raise ValueError(
                 "freeze_embeddings and norm_lr must be left out with lora_rank: an adapter has neither "

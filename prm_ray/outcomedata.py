@@ -1,6 +1,7 @@
-"""Labelled responses with cached reference log-probs: the items that an implicit PRM is trained on.
+"""Labelled responses: the items that a reward model is trained on.
 
-What is asked of them is one of `outcomelosses.py`.
+A response's reward is what a `Reading` says: the log-ratio to cached reference log-probs, or the logit of a head. What
+is asked of the rewards is one of `outcomelosses.py` or `steplosses.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Balance = Literal["none", "dataset", "prompt"]
+Kind = Literal["log_ratio", "head"]
+"""What is read at the tokens of a response: log-probs, whose reward is their sum minus the reference's; or logits of a
+head, of which the last is the reward and one at the end of each step the reward of the step."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Branches:
     """The B responses in a batch, as rows of the table."""
 
     rows: list[int]
-    log_ratio_B: Tensor  # float32, with gradient
+    log_ratio_B: Tensor  # float32, with gradient; of a head its logits
     correct_B: Tensor  # bool
     weight_B: Tensor  # float32, 1 a sampled response unless balanced
 
@@ -49,12 +53,15 @@ class OutcomeData:
         table: pa.Table,
         objective: OutcomeLoss,
         *,
+        kind: Kind = "log_ratio",
         with_reference: bool = True,
         skip_uniform: bool = False,
         balance: Balance = "none",
     ):
-        """`table` needs prompt_id, prompt_tokens, response_tokens, ref_logprobs, correct (not null)."""
-        self._table, self._objective, self._with_reference = table, objective, with_reference
+        """`table` needs prompt_id, prompt_tokens, response_tokens, ref_logprobs (not for a head), correct (not null)
+        and what the objective asks of it."""
+        self._table, self._objective, self._kind = table, objective, kind
+        self._with_reference = with_reference and kind == "log_ratio"
         self.labels: list[bool] = table["correct"].to_pylist()
         skip_uniform = skip_uniform or objective.needs_both
         prompts = [merged for merged in self._merged() if not skip_uniform or len(self._labels_of(merged)) > 1]
@@ -100,13 +107,17 @@ class OutcomeData:
         results: list[tuple[int, float, bool]] = []
         for item, logprobs in zip(items, preview(self.groups(items)), strict=True):
             for row, logprobs_T in zip(self._rows[item], logprobs, strict=True):
-                reward = beta * (logprobs_T.sum().item() - self.reference(row).sum().item())
+                reward = beta * self.total(row, logprobs_T).item()
                 results += [(item, reward, self.labels[row])] * self._counts[row]
         return results
 
     def rows(self, item: int) -> list[int]:
         """The table's rows of an item: its distinct responses, in the order of its group."""
         return self._rows[item]
+
+    def rows_of(self, items: Sequence[int], batch: PackedBatch) -> list[int]:
+        """The row of each branch of a batch packed from `groups(items)`."""
+        return [self._rows[items[group]][response] for group, response in batch.branches]
 
     def weight(self, row: int) -> float:
         return self._weights[row]
@@ -116,8 +127,28 @@ class OutcomeData:
 
     def reference(self, row: int) -> Tensor:
         """log pi_ref of each response token, float32 [T] on the CPU; zeros without a reference."""
-        logprobs_T = torch.tensor(self._table["ref_logprobs"][row].as_py())
-        return logprobs_T if self._with_reference else torch.zeros_like(logprobs_T)
+        if not self._with_reference:
+            return torch.zeros(len(self._table["response_tokens"][row]))
+        return torch.tensor(self._table["ref_logprobs"][row].as_py())
+
+    def total(self, row: int, values_T: Tensor) -> Tensor:
+        """The log-ratio of a response, or the logit at its end, from what was read at its tokens."""
+        if self._kind == "head":
+            return values_T[-1]
+        return values_T.sum() - self.reference(row).sum().to(values_T.device)
+
+    def step_values(self, row: int, values_T: Tensor) -> Tensor:
+        """The log-ratio of each step, or the logit at its end, [S]."""
+        ends = self._table["step_ends"][row].as_py()
+        if self._kind == "head":
+            return values_T[[end - 1 for end in ends]]
+        log_ratio_T = values_T - self.reference(row).to(values_T.device)
+        lengths = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return torch.stack([part.sum() for part in log_ratio_T.split(lengths)])
+
+    def step_labels(self, row: int) -> list[float | None] | None:
+        """The chance of being right at the end of each step, None where nobody knows; None for a response without."""
+        return self._table["step_labels"][row].as_py()
 
     def mismatched(self, item: int) -> list[tuple[list[int], float]]:
         """Responses of other prompts scored behind this one: tokens, and log pi_ref of the whole (0 without)."""
@@ -131,12 +162,13 @@ class OutcomeData:
         ]
 
     def branches(self, items: Sequence[int], batch: PackedBatch, logprobs_R: Tensor) -> Branches:
-        rows = [self._rows[items[group]][response] for group, response in batch.branches]
-        policy_B = torch.stack([values.sum() for values in logprobs_R.split(batch.lengths)])
-        reference_B = torch.stack([self.reference(row).sum() for row in rows]).to(policy_B.device)
-        correct_B = torch.tensor([self.labels[row] for row in rows], device=policy_B.device)
-        weight_B = torch.tensor([self._weights[row] for row in rows], device=policy_B.device)
-        return Branches(rows, policy_B - reference_B, correct_B, weight_B)
+        """The responses of a batch packed from `groups(items)`, and what was read at their tokens."""
+        rows = self.rows_of(items, batch)
+        values = zip(rows, logprobs_R.split(batch.lengths), strict=True)
+        log_ratio_B = torch.stack([self.total(row, values_T) for row, values_T in values])
+        correct_B = torch.tensor([self.labels[row] for row in rows], device=log_ratio_B.device)
+        weight_B = torch.tensor([self._weights[row] for row in rows], device=log_ratio_B.device)
+        return Branches(rows, log_ratio_B, correct_B, weight_B)
 
     def _tokens(self, row: int) -> list[int]:
         return self._table["response_tokens"][row].as_py()

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from prm_ray.core.objectives import TokenWeights, cross_entropy, dpo, kto, kto_kl, nca, prefix_cross_entropy
+from prm_ray.core.objectives import TokenWeights, cross_entropy, kto, kto_kl, prefix_cross_entropy
 from prm_ray.core.packing import PackedBatch, PromptGroup
 from prm_ray.trainer import Loss
 from prm_ray.trainingdata import Preview
 from prm_ray.weights import total
 
 if TYPE_CHECKING:
-    from prm_ray.config import TrainSection
     from prm_ray.outcomedata import OutcomeData
 
 PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
@@ -41,14 +40,16 @@ class OutcomeLoss(Protocol):
         ...
 
 
-class _PerResponse:
+class PerResponse:
+    """A mean over all sampled responses."""
+
     needs_both = False
 
     def count(self, data: OutcomeData, items: Sequence[int]) -> float:
         return sum(data.sizes[item] for item in items)
 
 
-class CrossEntropy(_PerResponse):
+class CrossEntropy(PerResponse):
     """Every response by itself against its label."""
 
     def __init__(self, beta: float):
@@ -62,7 +63,7 @@ class CrossEntropy(_PerResponse):
         return summed
 
 
-class PrefixCrossEntropy(_PerResponse):
+class PrefixCrossEntropy(PerResponse):
     """Every prefix of every response against the response's label."""
 
     def __init__(self, beta: float, margin: float, weights: TokenWeights):
@@ -87,7 +88,7 @@ class PrefixCrossEntropy(_PerResponse):
         return summed
 
 
-class Kto(_PerResponse):
+class Kto(PerResponse):
     """Every response against the step's estimate of the KL divergence, from responses behind prompts of others."""
 
     def __init__(self, beta: float):
@@ -162,7 +163,7 @@ class Pairs:
         found: dict[int, float] = {}
         for item, logprobs in zip(cut, preview(data.groups(cut)), strict=True):
             for row, logprobs_T in zip(data.rows(item), logprobs, strict=True):
-                found[row] = (logprobs_T.sum() - data.reference(row).sum()).item()
+                found[row] = data.total(row, logprobs_T).item()
         return found
 
     def _pairs(self, data: OutcomeData, item: int) -> list[tuple[int, int, float]]:
@@ -173,16 +174,3 @@ class Pairs:
         if self._max_pairs is not None and len(pairs) > self._max_pairs:
             return random.Random(f"{self._seed}-{item}").sample(pairs, self._max_pairs)
         return pairs
-
-
-def outcome_loss(section: TrainSection, seed: int) -> OutcomeLoss:
-    """The objective of a run."""
-    match section.objective:
-        case "ce":
-            return CrossEntropy(section.beta)
-        case "dpo" | "nca" as name:
-            return Pairs({"dpo": dpo, "nca": nca}[name], section.beta, section.max_pairs, seed)
-        case "kto":
-            return Kto(section.beta)
-        case "prefix_ce":
-            return PrefixCrossEntropy(section.beta, section.margin, section.token_weights)

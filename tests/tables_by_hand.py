@@ -8,7 +8,7 @@ from typing import Any
 
 from prm_ray.config import RunConfig
 from prm_ray.models import load_model
-from prm_ray.scorer import group_logprobs
+from prm_ray.scorer import group_values
 from prm_ray.stages.groups import group_rows
 from prm_ray.tables import StageFolder
 
@@ -42,7 +42,7 @@ def write_reference_table(config: RunConfig, num_prompts: int = 10, num_samples:
             rows.append(row | {"step_ends": [len(tokens)], "text": "x"})
     model = load_model(config.model.name, "float32")
     for numbers, group in group_rows(rows):
-        (logprobs,) = group_logprobs(model, [group], 1000)
+        (logprobs,) = group_values(model, [group], 1000)
         for number, values in zip(numbers, logprobs, strict=True):
             rows[number]["ref_logprobs"] = values.tolist()
     folder = StageFolder(config.run.dir, "reference")

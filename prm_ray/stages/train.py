@@ -1,7 +1,7 @@
-"""train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder (or adapter) with `prm.json`.
+"""train: reference table -> checkpoint/, the reward model as a plain Hugging Face folder (or adapter) with `prm.json`.
 
 In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
-table, so a step costs the policy alone.
+table, so a step costs the policy alone; heads need no reference.
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ import pyarrow.compute as pc
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, reference_model_path, resolve_model, write_prm_json
-from prm_ray.outcomedata import OutcomeData, held_out_metrics
-from prm_ray.outcomelosses import CrossEntropy, outcome_loss
+from prm_ray.models import (
+    base_model_path,
+    load_model,
+    load_tokenizer,
+    reference_model_path,
+    resolve_model,
+    write_prm_json,
+)
+from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
+from prm_ray.outcomelosses import CrossEntropy
+from prm_ray.rewardmodels import load_with_value_head, reading_of
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
+from prm_ray.steplosses import training_loss
 from prm_ray.tables import StageFolder, read_parquet
 from prm_ray.trainer import Trainer
 
@@ -33,25 +42,35 @@ _MISMATCHED = ["mismatched_tokens", "mismatched_logprob"]
 def check(config: RunConfig) -> None:
     """Raises `UserError` for an adapter that the model cannot get, long before its responses are there."""
     base_model_path(config)
+    if config.train.reward == "label_token":
+        reading_of("label_token", config.train.label_tokens, load_tokenizer(resolve_model(config.model.name)))
     if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
         check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section, adapter = config.train, _adapter(config)
-    policy, reference = base_model_path(config), reference_model_path(config)
+    policy, reference = _start(config), reference_model_path(config)
     table = training_rows(config)
     data = _training_data(config, table)
     _check_labels(data, config)
     make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
-    plan = FitPlan("train", folder.path, policy, config, section, make_data, make_held_out, adapter)
+    plan = FitPlan(
+        *("train", folder.path, policy, config, section),
+        *(make_data, make_held_out, adapter),
+        reading=reading_of(section.reward, section.label_tokens, load_tokenizer(policy)),
+        load=partial(load_with_value_head, seed=config.run.seed) if section.reward == "value_head" else load_model,
+        head_lr=section.head_lr,
+    )
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
     prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
     write_prm_json(
         folder.path,
         {
+            "reward": section.reward,
             "objective": section.objective,
+            **({"label_tokens": section.label_tokens} if section.reward == "label_token" else {}),
             "beta": section.beta,
             "reference": reference,
             "with_reference": config.score.with_reference,
@@ -67,6 +86,14 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     return StageResult(table.num_rows, num_responses, {}, tokens, {"num_steps": num_steps, "last": json.loads(last)})
 
 
+def _start(config: RunConfig) -> str:
+    return resolve_model(config.train.start) if config.train.start else base_model_path(config)
+
+
+def _kind(config: RunConfig) -> Kind:
+    return "log_ratio" if config.train.reward == "log_ratio" else "head"
+
+
 def _adapter(config: RunConfig) -> AdapterSettings | None:
     section = config.train
     if not section.lora_rank:
@@ -77,19 +104,27 @@ def _adapter(config: RunConfig) -> AdapterSettings | None:
 
 def training_rows(config: RunConfig) -> pa.Table:
     """All rows of the training split that have tokens and a known label. Raises `UserError` if there are none."""
-    source = StageFolder(config.run.dir, "reference")
-    kept = [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())]
+    source, needs_steps = StageFolder(config.run.dir, "reference"), needs_step_labels(config)
+    kept = [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ()), "step_ends"]
+    kept += ["step_labels"] if needs_steps else []
     parts = []
     for index in source.finished_parts():
         part = read_parquet(source.part_path(index), [*kept, "split", "error"])
         usable = pc.and_(
             pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"]))
         )
+        if needs_steps:
+            usable = pc.and_(usable, pc.is_valid(part["step_labels"]))
         parts.append(part.filter(usable))
     table = pa.concat_tables(parts).select(kept)
     if table.num_rows == 0:
         raise UserError(f"{str(source.path)!r} has no training response with a known label; nothing to train on")
     return table.combine_chunks()
+
+
+def needs_step_labels(config: RunConfig) -> bool:
+    section = config.train
+    return section.objective.startswith("step_") and section.step_labels != "outcome"
 
 
 def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
@@ -118,7 +153,8 @@ def _outcomes(config: RunConfig, rows: pa.Table) -> OutcomeData:
     section = config.train
     return OutcomeData(
         rows,
-        outcome_loss(section, config.run.seed),
+        training_loss(section, config.run.seed),
+        kind=_kind(config),
         with_reference=section.with_reference,
         skip_uniform=section.skip_uniform_prompts,
         balance=section.balance_labels,
@@ -130,11 +166,13 @@ def _held_out(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
     data = OutcomeData(
         _part(training_rows(config), config, held_out=True),
         CrossEntropy(section.beta),
+        kind=_kind(config),
         with_reference=section.with_reference,
     )
 
     def measure(trainer: Trainer) -> dict[str, Any]:
         preview = partial(trainer.preview, token_budget=section.token_budget)
-        return held_out_metrics(data.rewards(range(len(data.sizes)), section.beta, preview))
+        beta = section.beta if section.reward == "log_ratio" else 1.0
+        return held_out_metrics(data.rewards(range(len(data.sizes)), beta, preview))
 
     return measure
