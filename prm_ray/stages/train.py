@@ -1,7 +1,7 @@
 """train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder (or adapter) with `prm.json`.
 
-In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
-table, so a step costs the policy alone.
+In: reference/ (training rows without error whose outcome label is known, as far as `[select]` keeps them). The
+reference's log-probs come from the table, so a step costs the policy alone.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ import pyarrow.compute as pc
 
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
+from prm_ray.dataselection import Selection
 from prm_ray.errors import UserError
 from prm_ray.models import base_model_path, reference_model_path, resolve_model, write_prm_json
 from prm_ray.outcomedata import OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy, outcome_loss
+from prm_ray.runlog import log
 from prm_ray.stages.fit import FitPlan, fit
+from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
+from prm_ray.stages.lengths import length_figures
 from prm_ray.stages.result import StageResult
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, read_training_rows
+from prm_ray.tables import StageFolder
 from prm_ray.trainer import Trainer
 
-_KEPT = ["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"]
+_KEPT = ["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "soft_label"]
 _MISMATCHED = ["mismatched_tokens", "mismatched_logprob"]
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for an adapter that the model cannot get, long before its responses are there."""
+    """Raises `UserError` for an adapter that the model cannot get, or a run in `select.mix` that cannot be mixed in,
+    long before the responses are there."""
     base_model_path(config)
+    check_mix(config)
     if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
         check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
 
@@ -40,7 +47,9 @@ def check(config: RunConfig) -> None:
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section, adapter = config.train, _adapter(config)
     policy, reference = base_model_path(config), reference_model_path(config)
-    table = training_rows(config)
+    selection = selected_rows(config)
+    table, selected = selection.table, describe(config, selection)
+    log.info("train: %s", selected)
     data = _training_data(config, table)
     _check_labels(data, config)
     make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
@@ -64,7 +73,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
-    return StageResult(table.num_rows, num_responses, {}, tokens, {"num_steps": num_steps, "last": json.loads(last)})
+    lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
+    details = {"num_steps": num_steps, "last": json.loads(last), "selection": selected, "response_tokens": lengths}
+    return StageResult(sum(selection.rows_in), num_responses, {}, tokens, details)
 
 
 def _adapter(config: RunConfig) -> AdapterSettings | None:
@@ -75,21 +86,13 @@ def _adapter(config: RunConfig) -> AdapterSettings | None:
     return AdapterSettings(section.lora_rank, alpha, tuple(section.lora_targets))
 
 
+def selected_rows(config: RunConfig) -> Selection:
+    """The rows that are trained on or held out while training. Raises `UserError` if there are none."""
+    return read_training_rows(config, [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())])
+
+
 def training_rows(config: RunConfig) -> pa.Table:
-    """All rows of the training split that have tokens and a known label. Raises `UserError` if there are none."""
-    source = StageFolder(config.run.dir, "reference")
-    kept = [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())]
-    parts = []
-    for index in source.finished_parts():
-        part = read_parquet(source.part_path(index), [*kept, "split", "error"])
-        usable = pc.and_(
-            pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"]))
-        )
-        parts.append(part.filter(usable))
-    table = pa.concat_tables(parts).select(kept)
-    if table.num_rows == 0:
-        raise UserError(f"{str(source.path)!r} has no training response with a known label; nothing to train on")
-    return table.combine_chunks()
+    return selected_rows(config).table
 
 
 def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
@@ -103,7 +106,7 @@ def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
 
 def _check_labels(data: OutcomeData, config: RunConfig) -> None:
     if not data.sizes or len(set(data.labels)) < 2:
-        which = "right" if data.labels[0] else "wrong"
+        which = {1.0: "right", 0.0: "wrong"}.get(data.labels[0], f"right with the same chance, {data.labels[0]}")
         raise UserError(
             f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
             f"generate more, or change generate.temperature (now {config.generate.temperature}) or the problems"
