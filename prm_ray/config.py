@@ -24,7 +24,7 @@ _IDENTITY = {
     "label": ("label",),
     "import": ("import", "prompt"),
     "reference": ("model", "reference"),
-    "train": ("train",),
+    "train": ("select", "train"),
     "score": ("score",),
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
@@ -249,6 +249,62 @@ class ReferenceSection(Section):
         return value
 
 
+class SelectSection(Section):
+    """Which labelled responses are trained on, see `dataselection.py`; the settings in the order they are applied."""
+
+    mix: list[Path] = []
+    """Run folders whose training responses are added; their reference must be the same model."""
+    num_responses: int | None = Field(None, ge=1)
+    """The first so many responses of each problem, as if no more had been sampled."""
+    drop_truncated: bool = False
+    """Leave out responses that were cut at `generate.max_tokens` (finish_reason `length`)."""
+    min_response_tokens: int | None = Field(None, ge=1)
+    """Leave out shorter responses."""
+    max_response_tokens: int | None = Field(None, ge=1)
+    """Leave out longer responses."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Leave out problems with longer prompts."""
+    min_accuracy: float = Field(0.0, ge=0, le=1)
+    """Leave out problems whose mean label is lower."""
+    max_accuracy: float = Field(1.0, ge=0, le=1)
+    """Leave out problems whose mean label is higher."""
+    ngram: int | None = Field(None, ge=1)
+    """Leave out problems that share so many words in a row with a held-out problem or an earlier training problem."""
+    problem_share: float = Field(1.0, gt=0, le=1)
+    """Share of the run's own problems that is kept, in a seeded order: a smaller share is part of a larger one."""
+    num_problems: int | None = Field(None, ge=1)
+    """The same as a number; one of the two may be set."""
+    mix_share: float | None = Field(None, gt=0)
+    """Most problems added by `mix`, as a share of the run's own; none = all."""
+
+    @field_validator("mix")
+    @classmethod
+    def _folders(cls, value: list[Path]) -> list[Path]:
+        """Absolute, as workers have other working folders than the driver."""
+        folders = [path.expanduser().absolute() for path in value]
+        real = [path.resolve() for path in folders]
+        if twice := [str(path) for number, path in enumerate(folders) if real[number] in real[:number]]:
+            raise ValueError(f"names {twice[0]!r} twice; its responses would count double")
+        return folders
+
+    @model_validator(mode="after")
+    def _can_all_hold(self) -> SelectSection:
+        if self.min_accuracy > self.max_accuracy:
+            raise ValueError(f"min_accuracy {self.min_accuracy} must not exceed max_accuracy {self.max_accuracy}")
+        if self.max_response_tokens is not None and (self.min_response_tokens or 1) > self.max_response_tokens:
+            raise ValueError(
+                f"min_response_tokens {self.min_response_tokens} must not exceed "
+                f"max_response_tokens {self.max_response_tokens}"
+            )
+        if self.num_problems is not None and self.problem_share < 1:
+            raise ValueError(f"num_problems {self.num_problems} and problem_share {self.problem_share}: set only one")
+        if self.mix_share is not None and not self.mix:
+            raise ValueError(f"mix_share {self.mix_share} needs run folders in mix")
+        return self
+
+
+TAKES_SOFT_LABELS = ("ce", "prefix_ce", "step_ce", "step_squared_error")
+"""Objectives whose label may be a chance of being right; the others need right or wrong."""
 _OBJECTIVES = {
     "log_ratio": ("ce", "dpo", "nca", "kto", "prefix_ce", "step_sign", "step_squared_error", "step_ranking"),
     "value_head": ("ce", "bradley_terry", "step_ce"),
@@ -406,6 +462,7 @@ class RunConfig(Section):
     label: LabelSection = LabelSection()
     import_: ImportSection = Field(ImportSection(), alias="import")
     reference: ReferenceSection = ReferenceSection()
+    select: SelectSection = SelectSection()
     train: TrainSection = TrainSection()
     score: ScoreSection = ScoreSection()
     rerank: RerankSection = RerankSection()
@@ -418,6 +475,8 @@ class RunConfig(Section):
             raise ValueError("arithmetic.min_operations must not exceed arithmetic.max_operations")
         if self.evaluate.aggregation not in self.rerank.aggregations:
             raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
+        if self.run.dir.resolve() in [path.resolve() for path in self.select.mix]:
+            raise ValueError(f"select.mix names {str(self.run.dir)!r}, which is this run's own folder (run.dir)")
         if self.train.objective == "kto" and not self.reference.mismatched:
             raise ValueError("train.objective 'kto' needs reference.mismatched of at least 1 (got 0)")
         if self.reference.mismatched and self.reference.logprobs == "sampled":
@@ -436,7 +495,7 @@ class RunConfig(Section):
         return tuple(stage for stage in STAGES if stage not in skipped)
 
     def section(self, name: str) -> Section:
-        """The section a stage is named after."""
+        """The section of this name in the file."""
         return getattr(self, "import_" if name == "import" else name)
 
     def identity(self, stage: str) -> dict[str, Any]:

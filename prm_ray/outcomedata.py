@@ -17,6 +17,7 @@ from prm_ray.core.metrics import auc, within_problem_auc
 from prm_ray.core.objectives import cross_entropy
 from prm_ray.core.packing import PackedBatch, PromptGroup
 from prm_ray.outcomelosses import OutcomeLoss
+from prm_ray.tables import outcome_labels
 from prm_ray.trainer import Loss
 from prm_ray.trainingdata import Preview
 
@@ -35,7 +36,7 @@ class Branches:
 
     rows: list[int]
     log_ratio_B: Tensor  # float32, with gradient; of a head its logits
-    correct_B: Tensor  # bool
+    label_B: Tensor  # float32: 1 right, 0 wrong, or the chance of being right
     weight_B: Tensor  # float32, 1 a sampled response unless balanced
 
 
@@ -59,10 +60,10 @@ class OutcomeData:
         balance: Balance = "none",
     ):
         """`table` needs prompt_id, prompt_tokens, response_tokens, ref_logprobs (not for a head), correct (not null)
-        and what the objective asks of it."""
+        and what the objective asks of it; it may have soft_label, which then is the label."""
         self._table, self._objective, self._kind = table, objective, kind
         self._with_reference = with_reference and kind == "log_ratio"
-        self.labels: list[bool] = table["correct"].to_pylist()
+        self.labels: list[float] = outcome_labels(table).to_pylist()
         skip_uniform = skip_uniform or objective.needs_both
         prompts = [merged for merged in self._merged() if not skip_uniform or len(self._labels_of(merged)) > 1]
         self._rows = [list(merged) for merged in prompts]
@@ -73,12 +74,12 @@ class OutcomeData:
             self._weights |= self._balanced(rows)
         self.sizes = [len(rows) for rows in self._all_rows]
 
-    def _labels_of(self, rows: Iterable[int]) -> set[bool]:
+    def _labels_of(self, rows: Iterable[int]) -> set[float]:
         return {self.labels[row] for row in rows}
 
     def _merged(self) -> list[dict[int, list[int]]]:
         """For each prompt: row of a distinct response -> all rows that have it (and are judged the same)."""
-        by_prompt: dict[str, dict[tuple[bytes, bool], list[int]]] = {}
+        by_prompt: dict[str, dict[tuple[bytes, float], list[int]]] = {}
         tokens = self._table["response_tokens"]
         for row, prompt_id in enumerate(self._table["prompt_id"].to_pylist()):
             key = (tokens[row].values.to_numpy().tobytes(), self.labels[row])
@@ -87,11 +88,12 @@ class OutcomeData:
 
     def _balanced(self, rows: Sequence[int]) -> dict[int, float]:
         """Weights that add up to the number of responses, half of them for each label if both are there."""
-        totals = {label: sum(self._counts[row] for row in rows if self.labels[row] == label) for label in (True, False)}
+        is_right = {row: self.labels[row] > 0.5 for row in rows}
+        totals = {label: sum(self._counts[row] for row in rows if is_right[row] == label) for label in (True, False)}
         if not all(totals.values()):
             return {}
         half = sum(totals.values()) / 2
-        return {row: self._counts[row] * half / totals[self.labels[row]] for row in rows}
+        return {row: self._counts[row] * half / totals[is_right[row]] for row in rows}
 
     def count(self, items: Sequence[int]) -> float:
         return self._objective.count(self, items)
@@ -102,9 +104,9 @@ class OutcomeData:
     def loss(self, items: Sequence[int], batches: Sequence[PackedBatch], preview: Preview) -> Loss:
         return self._objective.loss(self, items, batches, preview)
 
-    def rewards(self, items: Sequence[int], beta: float, preview: Preview) -> list[tuple[int, float, bool]]:
-        """(item, reward, correct) of every sampled response of these items under the present weights."""
-        results: list[tuple[int, float, bool]] = []
+    def rewards(self, items: Sequence[int], beta: float, preview: Preview) -> list[tuple[int, float, float]]:
+        """(item, reward, label) of every sampled response of these items under the present weights."""
+        results: list[tuple[int, float, float]] = []
         for item, logprobs in zip(items, preview(self.groups(items)), strict=True):
             for row, logprobs_T in zip(self._rows[item], logprobs, strict=True):
                 reward = beta * self.total(row, logprobs_T).item()
@@ -166,26 +168,30 @@ class OutcomeData:
         rows = self.rows_of(items, batch)
         values = zip(rows, logprobs_R.split(batch.lengths), strict=True)
         log_ratio_B = torch.stack([self.total(row, values_T) for row, values_T in values])
-        correct_B = torch.tensor([self.labels[row] for row in rows], device=log_ratio_B.device)
+        label_B = torch.tensor([self.labels[row] for row in rows], device=log_ratio_B.device)
         weight_B = torch.tensor([self._weights[row] for row in rows], device=log_ratio_B.device)
-        return Branches(rows, log_ratio_B, correct_B, weight_B)
+        return Branches(rows, log_ratio_B, label_B, weight_B)
 
     def _tokens(self, row: int) -> list[int]:
         return self._table["response_tokens"][row].as_py()
 
 
-def held_out_metrics(results: Sequence[tuple[int, float, bool]]) -> dict[str, Any]:
-    """CE loss, accuracy and AUC (over all, and within a problem) of (item, reward, correct) triples."""
+def held_out_metrics(results: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
+    """CE loss, accuracy and AUC (over all, and within a problem) of (item, reward, label) triples.
+
+    A soft label counts in the loss as it is, elsewhere as right above 0.5.
+    """
     if not results:
         return {}
-    _, rewards, correct = (list(column) for column in zip(*results, strict=True))
-    loss = cross_entropy(torch.tensor(rewards), torch.tensor(correct), 1.0).item() / len(rewards)
+    _, rewards, labels = (list(column) for column in zip(*results, strict=True))
+    loss = cross_entropy(torch.tensor(rewards), torch.tensor(labels), 1.0).item() / len(rewards)
+    correct = [label > 0.5 for label in labels]
     by_item: dict[int, tuple[list[float], list[bool]]] = {}
-    for item, reward, label in results:
+    for (item, reward, _), is_right in zip(results, correct, strict=True):
         rewards_of, labels_of = by_item.setdefault(item, ([], []))
         rewards_of.append(reward)
-        labels_of.append(label)
-    accuracy = sum((reward > 0) == label for reward, label in zip(rewards, correct, strict=True)) / len(rewards)
+        labels_of.append(is_right)
+    accuracy = sum((reward > 0) == is_right for reward, is_right in zip(rewards, correct, strict=True)) / len(rewards)
     return {
         "held_out_loss": loss,
         "held_out_accuracy": accuracy,

@@ -58,7 +58,7 @@ class CrossEntropy(PerResponse):
     def loss(self, data: OutcomeData, items: Sequence[int], batches: Sequence[PackedBatch], preview: Preview) -> Loss:
         def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
             found = data.branches(items, batch, logprobs_R)
-            return cross_entropy(found.log_ratio_B, found.correct_B, self._beta, found.weight_B)
+            return cross_entropy(found.log_ratio_B, found.label_B, self._beta, found.weight_B)
 
         return summed
 
@@ -99,7 +99,7 @@ class Kto(PerResponse):
 
         def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
             found = data.branches(items, batch, logprobs_R)
-            return kto(found.log_ratio_B, found.correct_B, kl.to(logprobs_R.device), self._beta, found.weight_B)
+            return kto(found.log_ratio_B, found.label_B > 0.5, kl.to(logprobs_R.device), self._beta, found.weight_B)
 
         return summed
 
@@ -169,7 +169,7 @@ class Pairs:
     def _pairs(self, data: OutcomeData, item: int) -> list[tuple[int, int, float]]:
         """(row of a right response, row of a wrong one, weight)."""
         rows = data.rows(item)
-        right, wrong = ([row for row in rows if data.labels[row] == label] for label in (True, False))
+        right, wrong = ([row for row in rows if data.labels[row] == label] for label in (1.0, 0.0))
         pairs = [(one, other, data.weight(one) * data.weight(other)) for one, other in product(right, wrong)]
         if self._max_pairs is not None and len(pairs) > self._max_pairs:
             return random.Random(f"{self._seed}-{item}").sample(pairs, self._max_pairs)

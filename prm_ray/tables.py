@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prm_ray.config import Aggregation
@@ -55,6 +57,7 @@ RESPONSES = pa.schema(
 )
 LABELS = RESPONSES.append(pa.field("answer", pa.string())).append(pa.field("correct", pa.bool_()))
 LABELS = LABELS.append(pa.field("label_error", pa.string()))  # why `correct` is null
+LABELS = LABELS.append(pa.field("soft_label", pa.float64()))  # chance of being right; `correct` is then whether > 0.5
 REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_logprobs", _FLOATS))
 REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
 REFERENCE = REFERENCE.append(pa.field("mismatched_tokens", _TOKENS))  # a response to another prompt, or null
@@ -166,11 +169,32 @@ class StageFolder:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
-    try:
+    with _readable(path):
         return pq.read_table(path, columns=columns)
+
+
+def column_names(path: Path) -> list[str]:
+    """Columns of a Parquet file; one that an earlier version wrote may lack some. Raises as `read_parquet` does."""
+    with _readable(path):
+        return pq.read_schema(path).names
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}") from None
+
+
+def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
+    """The label that training takes of each row, float64: `soft_label` where there is one, else 1 or 0; null = none.
+
+    A table without the column `soft_label`, as earlier versions wrote it, has none.
+    """
+    hard = pc.cast(table["correct"], pa.float64())
+    return pc.coalesce(table["soft_label"], hard) if "soft_label" in table.column_names else hard
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -37,7 +37,8 @@ def check_model(model: Any) -> None:
     difference = _difference_of_example(model)
     if not difference < _ROUNDING.get(model.dtype, 0.05):
         raise ValueError(
-            f"model type {kind!r} cannot be packed: values of an example differ by {difference:.2%} from the model's own"
+            f"model type {kind!r} cannot be packed: "
+            f"values of an example differ by {difference:.2%} from the model's own"
         )
 
 

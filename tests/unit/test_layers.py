@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
-MODULES = {"arithmetic", "problems", "answers"}
+MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "scorer", "headscorer"),
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},
     "answers": FOUNDATION,
+    "dataselection": FOUNDATION,
     "adapters": {"errors"},
     "models": FOUNDATION | {"core", "adapters"},
     "scorer": FOUNDATION | {"core", "adapters", "models"},
