@@ -1,7 +1,7 @@
 """train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder (or adapter) with `prm.json`.
 
-In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
-table, so a step costs the policy alone.
+In: reference/, or step_labels/ where the run has it (training rows without error whose outcome label is known). The
+reference's log-probs come from the table, so a step costs the policy alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _adapter(config: RunConfig) -> AdapterSettings | None:
 
 def training_rows(config: RunConfig) -> pa.Table:
     """All rows of the training split that have tokens and a known label. Raises `UserError` if there are none."""
-    source = StageFolder(config.run.dir, "reference")
+    source = StageFolder(config.run.dir, "step_label" if "step_label" in config.stages() else "reference")
     kept = [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())]
     parts = []
     for index in source.finished_parts():
