@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prm_ray.errors import UserError
 
-STAGES = ("warmup", "generate", "label", "import", "reference", "train", "score", "rerank", "evaluate")
+STAGES = ("warmup", "generate", "label", "import", "reference", "step_label", "train", "score", "rerank", "evaluate")
 """The stages in data order. `generate` and `label` stand against `import`: a run has either the two or the one."""
 
 
@@ -24,6 +24,7 @@ _IDENTITY = {
     "label": ("label",),
     "import": ("import", "prompt"),
     "reference": ("model", "reference"),
+    "step_label": ("generate", "label", "step_label"),
     "train": ("select", "train"),
     "score": ("score",),
     "rerank": ("rerank",),
@@ -249,6 +250,40 @@ class ReferenceSection(Section):
         return value
 
 
+class StepLabelSection(Section):
+    method: Literal["none", "monte_carlo", "confidence", "truth"] = "none"
+    """Where step labels come from; `none`: the run has no such stage. `monte_carlo`: how often the generator gets from
+    a step's end to a right answer (Math-Shepherd). `confidence`: drops in an outcome verifier's confidence (AutoPSV).
+    `truth`: exact, for arithmetic."""
+    num_responses: int | None = Field(None, ge=1)
+    """Label only the first so many responses of a problem; none = all. The others stay without step labels."""
+    num_completions: int = Field(8, ge=1)
+    """`monte_carlo`: completions from the end of each step but the last, sampled as in [generate]."""
+    verifier: Path | None = None
+    """`confidence`: checkpoint folder of the outcome verifier, made by another run."""
+    threshold: float = Field(-0.5, gt=-1, lt=0)
+    """`confidence`: a step is wrong if the confidence changes by less than this, relative to the step before it."""
+    problems_per_shard: int = Field(8, ge=1)
+    """Unit of work that is kept when the run is killed."""
+    token_budget: int = Field(8192, ge=1)
+    """`confidence`: tokens of one forward pass of the verifier."""
+    num_workers: int = Field(1, ge=1)
+    """`confidence`, `truth`: processes over the cluster; `monte_carlo` runs on the engines of [generate]."""
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @field_validator("verifier")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """Workers have other working folders than the driver."""
+        return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _has_a_verifier(self) -> StepLabelSection:
+        if self.method == "confidence" and self.verifier is None:
+            raise ValueError("method 'confidence' needs a verifier: the checkpoint folder of another run")
+        return self
+
+
 class SelectSection(Section):
     """Which labelled responses are trained on, see `dataselection.py`; the settings in the order they are applied."""
 
@@ -462,6 +497,7 @@ class RunConfig(Section):
     label: LabelSection = LabelSection()
     import_: ImportSection = Field(ImportSection(), alias="import")
     reference: ReferenceSection = ReferenceSection()
+    step_label: StepLabelSection = StepLabelSection()
     select: SelectSection = SelectSection()
     train: TrainSection = TrainSection()
     score: ScoreSection = ScoreSection()
@@ -487,11 +523,34 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _step_labels_can_be_made(self) -> RunConfig:
+        section = self.step_label
+        needs_them = self.train.objective.startswith("step_") and self.train.step_labels != "outcome"
+        if needs_them and section.method == "none":
+            raise ValueError(f"train.objective {self.train.objective!r} needs step labels: set step_label.method")
+        if section.method == "monte_carlo" and self.generate.temperature == 0 and section.num_completions > 1:
+            raise ValueError(
+                "generate.temperature 0 makes all completions equal: step_label.num_completions must be 1 "
+                f"(got {section.num_completions})"
+            )
+        if section.method == "truth" and (self.import_.source or self.problems.train != "arithmetic"):
+            source = self.import_.source or self.problems.train
+            raise ValueError(f"step_label.method 'truth' needs problems.train 'arithmetic' (got {source!r})")
+        if section.method == "truth" and self.reference.step_rule != "newline":
+            raise ValueError(
+                "step_label.method 'truth' checks lines: reference.step_rule must be 'newline' "
+                f"(got {self.reference.step_rule!r})"
+            )
+        return self
+
     def stages(self) -> tuple[str, ...]:
         """Stages of this run, in order."""
         skipped = {"generate", "label"} if self.import_.source else {"import"}
         if not self.warmup.enabled:
             skipped.add("warmup")
+        if self.step_label.method == "none":
+            skipped.add("step_label")
         return tuple(stage for stage in STAGES if stage not in skipped)
 
     def section(self, name: str) -> Section:

@@ -28,12 +28,15 @@ FOLDERS = {
     "label": "labels",
     "import": "labels",
     "reference": "reference",
+    "step_label": "step_labels",
     "train": "checkpoint",
     "score": "scores",
     "rerank": "picks",
     "evaluate": "report",
 }
 """Stage -> its folder under the run."""
+
+_COUNTS = "counts"
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TOKENS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -62,6 +65,8 @@ REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_l
 REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
 REFERENCE = REFERENCE.append(pa.field("mismatched_tokens", _TOKENS))  # a response to another prompt, or null
 REFERENCE = REFERENCE.append(pa.field("mismatched_logprob", pa.float32()))  # the reference's, behind this row's prompt
+STEP_LABELS = REFERENCE.append(pa.field("step_labels", _FLOATS))  # S chances in [0, 1]; null = not labelled
+STEP_LABELS = STEP_LABELS.append(pa.field("step_label_error", pa.string()))  # why the row or a step of it has none
 SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))
 SCORES = SCORES.append(pa.field("policy_logprobs", _FLOATS))  # log pi of each response token
 for _aggregation in get_args(Aggregation):
@@ -84,6 +89,7 @@ SCHEMAS = {
     "label": LABELS,
     "import": LABELS,
     "reference": REFERENCE,
+    "step_label": STEP_LABELS,
     "score": SCORES,
     "rerank": PICKS,
 }
@@ -151,16 +157,27 @@ class StageFolder:
     def finished_parts(self) -> list[int]:
         return sorted(int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.parquet"))
 
-    def write_part(self, index: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Write one part whole or not at all; missing columns are null, unknown ones an error."""
+    def write_part(
+        self, index: int, rows: Sequence[dict[str, Any]], counts: dict[str, dict[str, int]] | None = None
+    ) -> None:
+        """Write one part whole or not at all; missing columns are null, unknown ones an error.
+
+        `counts` is work that no row shows; it lies in the file's own metadata, so it is there when the part is.
+        """
         schema = SCHEMAS[self.stage]
         unknown = {key for row in rows for key in row} - set(schema.names)
         assert not unknown, f"columns {unknown} are not in the {self.stage} schema"
         table = pa.Table.from_pylist(list(rows), schema=schema)
+        if counts is not None:
+            table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
         write_parquet(self.part_path(index), table)
 
     def read_part(self, index: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
         return read_parquet(self.part_path(index), columns).to_pylist()
+
+    def part_counts(self, index: int) -> dict[str, dict[str, int]]:
+        """The `counts` a part was written with."""
+        return json.loads((pq.read_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for index in self.finished_parts():
