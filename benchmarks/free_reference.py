@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from prm_ray.core.metrics import percentile_interval, resample_means
 from prm_ray.core.rewards import aggregate, step_rewards
 from prm_ray.models import load_model, read_prm_json
-from prm_ray.scorer import group_logprobs
+from prm_ray.scorer import group_values
 from prm_ray.stages.groups import group_rows
 from prm_ray.tables import StageFolder
 
@@ -45,7 +45,7 @@ def measure(run: Path, dtype: str, limit: int | None) -> dict[str, Any]:
     rows = read_rows(run)
     grouped = group_rows(rows)[:limit]
     model = load_model(read_prm_json(run / "checkpoint")["reference"], dtype)
-    computed = group_logprobs(model, [group for _, group in grouped], 8192)
+    computed = group_values(model, [group for _, group in grouped], 8192)
     differences, picks, correct = [], [], []
     for (numbers, _), logprobs in zip(grouped, computed, strict=True):
         ours = [values.double().numpy() for values in logprobs]

@@ -24,7 +24,7 @@ import torch
 from prm_ray.core.packing import PromptGroup, pack
 from prm_ray.core.prefixcache import PrefixCache
 from prm_ray.models import EMBEDDED, load_model
-from prm_ray.scorer import cached_group_logprobs, group_logprobs
+from prm_ray.scorer import cached_group_logprobs, group_values
 
 PROMPT, BEAMS, STEPS = 250, 16, 8
 STEP_TOKENS = (9, 15)
@@ -58,7 +58,7 @@ def cached(model: Any, calls: Calls) -> list[torch.Tensor]:
 
 
 def scratch(model: Any, calls: Calls) -> list[torch.Tensor]:
-    return [torch.cat(group_logprobs(model, [call], BUDGET)[0]) for call in calls]
+    return [torch.cat(group_values(model, [call], BUDGET)[0]) for call in calls]
 
 
 @torch.no_grad()

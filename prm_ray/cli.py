@@ -23,6 +23,7 @@ STAGE_HELP = {
     "label": "judge each response's final answer: right or wrong",
     "import": "read responses and labels made elsewhere (instead of generate and label)",
     "reference": "cut responses into steps and cache the reference log-probs",
+    "step_label": "label the steps of the training responses (optional, for objectives on step labels)",
     "train": "train the process reward model on the labels",
     "score": "compute step rewards and response rewards of the test candidates",
     "rerank": "pick by best-of-N, majority vote and weighted vote",

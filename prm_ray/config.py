@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prm_ray.errors import UserError
 
-STAGES = ("warmup", "generate", "label", "import", "reference", "train", "score", "rerank", "evaluate")
+STAGES = ("warmup", "generate", "label", "import", "reference", "step_label", "train", "score", "rerank", "evaluate")
 """The stages in data order. `generate` and `label` stand against `import`: a run has either the two or the one."""
 
 
@@ -27,7 +27,8 @@ _IDENTITY = {
     "label": ("label",),
     "import": ("import", "prompt"),
     "reference": ("model", "reference"),
-    "train": ("train",),
+    "step_label": ("generate", "label", "step_label"),
+    "train": ("select", "train"),
     "score": ("score",),
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
@@ -252,13 +253,137 @@ class ReferenceSection(Section):
         return value
 
 
-_OF_OBJECTIVES = {"max_pairs": ("dpo", "nca"), "margin": ("prefix_ce",), "token_weights": ("prefix_ce",)}
+class StepLabelSection(Section):
+    method: Literal["none", "monte_carlo", "confidence", "truth"] = "none"
+    """Where step labels come from; `none`: the run has no such stage. `monte_carlo`: how often the generator gets from
+    a step's end to a right answer (Math-Shepherd). `confidence`: drops in an outcome verifier's confidence (AutoPSV).
+    `truth`: exact, for arithmetic."""
+    num_responses: int | None = Field(None, ge=1)
+    """Label only the first so many responses of a problem; none = all. The others stay without step labels."""
+    num_completions: int = Field(8, ge=1)
+    """`monte_carlo`: completions from the end of each step but the last, sampled as in [generate]."""
+    verifier: Path | None = None
+    """`confidence`: checkpoint folder of the outcome verifier, made by another run."""
+    threshold: float = Field(-0.5, gt=-1, lt=0)
+    """`confidence`: a step is wrong if the confidence changes by less than this, relative to the step before it."""
+    problems_per_shard: int = Field(8, ge=1)
+    """Unit of work that is kept when the run is killed."""
+    token_budget: int = Field(8192, ge=1)
+    """`confidence`: tokens of one forward pass of the verifier."""
+    num_workers: int = Field(1, ge=1)
+    """`confidence`, `truth`: processes over the cluster; `monte_carlo` runs on the engines of [generate]."""
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @field_validator("verifier")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """Workers have other working folders than the driver."""
+        return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _has_a_verifier(self) -> StepLabelSection:
+        if self.method == "confidence" and self.verifier is None:
+            raise ValueError("method 'confidence' needs a verifier: the checkpoint folder of another run")
+        return self
+
+
+class SelectSection(Section):
+    """Which labelled responses are trained on, see `dataselection.py`; the settings in the order they are applied."""
+
+    mix: list[Path] = []
+    """Run folders whose training responses are added; their reference must be the same model."""
+    num_responses: int | None = Field(None, ge=1)
+    """The first so many responses of each problem, as if no more had been sampled."""
+    drop_truncated: bool = False
+    """Leave out responses that were cut at `generate.max_tokens` (finish_reason `length`)."""
+    min_response_tokens: int | None = Field(None, ge=1)
+    """Leave out shorter responses."""
+    max_response_tokens: int | None = Field(None, ge=1)
+    """Leave out longer responses."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Leave out problems with longer prompts."""
+    min_accuracy: float = Field(0.0, ge=0, le=1)
+    """Leave out problems whose mean label is lower."""
+    max_accuracy: float = Field(1.0, ge=0, le=1)
+    """Leave out problems whose mean label is higher."""
+    ngram: int | None = Field(None, ge=1)
+    """Leave out problems that share so many words in a row with a held-out problem or an earlier training problem."""
+    problem_share: float = Field(1.0, gt=0, le=1)
+    """Share of the run's own problems that is kept, in a seeded order: a smaller share is part of a larger one."""
+    num_problems: int | None = Field(None, ge=1)
+    """The same as a number; one of the two may be set."""
+    mix_share: float | None = Field(None, gt=0)
+    """Most problems added by `mix`, as a share of the run's own; none = all."""
+
+    @field_validator("mix")
+    @classmethod
+    def _folders(cls, value: list[Path]) -> list[Path]:
+        """Absolute, as workers have other working folders than the driver."""
+        folders = [path.expanduser().absolute() for path in value]
+        real = [path.resolve() for path in folders]
+        if twice := [str(path) for number, path in enumerate(folders) if real[number] in real[:number]]:
+            raise ValueError(f"names {twice[0]!r} twice; its responses would count double")
+        return folders
+
+    @model_validator(mode="after")
+    def _can_all_hold(self) -> SelectSection:
+        if self.min_accuracy > self.max_accuracy:
+            raise ValueError(f"min_accuracy {self.min_accuracy} must not exceed max_accuracy {self.max_accuracy}")
+        if self.max_response_tokens is not None and (self.min_response_tokens or 1) > self.max_response_tokens:
+            raise ValueError(
+                f"min_response_tokens {self.min_response_tokens} must not exceed "
+                f"max_response_tokens {self.max_response_tokens}"
+            )
+        if self.num_problems is not None and self.problem_share < 1:
+            raise ValueError(f"num_problems {self.num_problems} and problem_share {self.problem_share}: set only one")
+        if self.mix_share is not None and not self.mix:
+            raise ValueError(f"mix_share {self.mix_share} needs run folders in mix")
+        return self
+
+
+TAKES_SOFT_LABELS = ("ce", "prefix_ce", "step_ce", "step_squared_error")
+"""Objectives whose label may be a chance of being right; the others need right or wrong."""
+_OBJECTIVES = {
+    "log_ratio": ("ce", "dpo", "nca", "kto", "prefix_ce", "step_sign", "step_squared_error", "step_ranking"),
+    "value_head": ("ce", "bradley_terry", "step_ce"),
+    "label_token": ("ce", "step_ce"),
+}
+_OF_OBJECTIVES = {
+    "max_pairs": ("dpo", "nca", "bradley_terry"),
+    "margin": ("prefix_ce",),
+    "token_weights": ("prefix_ce",),
+    "zeta": ("step_ranking",),
+    "step_labels": ("step_ce", "step_squared_error"),
+}
+_OF_REWARDS = {
+    "beta": ("log_ratio",),
+    "with_reference": ("log_ratio",),
+    "label_tokens": ("label_token",),
+    "head_lr": ("value_head",),
+}
 
 
 class TrainSection(FitSection):
-    objective: Literal["ce", "dpo", "nca", "kto", "prefix_ce"] = "ce"
-    """`ce`: each response against its label. `dpo`, `nca`: right against wrong ones to a prompt. `kto`: against the
-    step's KL (needs reference.mismatched). `prefix_ce`: each prefix, by its length (beta 10 there)."""
+    reward: Literal["log_ratio", "value_head", "label_token"] = "log_ratio"
+    """`log_ratio`: implicit PRM. `value_head`: a linear layer on the last hidden state. `label_token`: the logit of a
+    word for right minus that of one for wrong. Both of the latter are read at the end of each step."""
+    objective: Literal[
+        *("ce", "dpo", "nca", "kto", "prefix_ce", "bradley_terry"),
+        *("step_ce", "step_sign", "step_squared_error", "step_ranking"),
+    ] = "ce"
+    """`ce`: each response against its label. `dpo`, `nca`, `bradley_terry` (for a value head): right against wrong ones
+    to a prompt. `kto`: against the step's KL (needs reference.mismatched). `prefix_ce`: each prefix, by its length
+    (beta 10 there). `step_...`: on step labels."""
+    start: str | None = None
+    """Model folder that training starts from; none = the generator. For a second stage: another run's checkpoint."""
+    step_labels: Literal["soft", "hard", "outcome"] = "soft"
+    """`step_ce`, `step_squared_error`: labels as they are, 1 if above 0, or at every step that of the response."""
+    zeta: float = Field(4.0, ge=0)
+    """`step_ranking`: how far below right prefixes the wrong ones have to be."""
+    label_tokens: tuple[str, str] = ("+", "-")
+    """`label_token`: the words for right and for wrong; each must be one token."""
+    head_lr: float | None = Field(None, gt=0)
+    """`value_head`: learning rate of the new layer; none = `lr`."""
     beta: float = Field(0.05, gt=0)
     """Scale of the log-ratio: reward = beta * log(policy / reference)."""
     seed: int | None = Field(None, ge=0)
@@ -266,7 +391,7 @@ class TrainSection(FitSection):
     with_reference: bool = True
     """False: log policy in place of log(policy / reference) (arXiv 2412.01981 Table 5)."""
     max_pairs: int | None = Field(None, ge=1)
-    """`dpo`, `nca`: most pairs of a prompt, chosen by the seed; none = every right with every wrong response."""
+    """`dpo`, `nca`, `bradley_terry`: most pairs of a prompt, chosen by the seed; none = each right with each wrong."""
     margin: float = Field(5.0, ge=0)
     """`prefix_ce`: how far beyond 0 a prefix value has to be."""
     token_weights: Literal["uniform", "early", "late"] = "uniform"
@@ -290,15 +415,24 @@ class TrainSection(FitSection):
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> TrainSection:
-        for key, objectives in _OF_OBJECTIVES.items():
-            if key in self.model_fields_set and self.objective not in objectives:
-                raise ValueError(f"{key} is for objective {' or '.join(objectives)}, not {self.objective}")
+        if self.objective not in _OBJECTIVES[self.reward]:
+            fitting = ", ".join(_OBJECTIVES[self.reward])
+            raise ValueError(
+                f"objective {self.objective!r} is not for reward {self.reward}: it must be one of {fitting}"
+            )
+        for keys, chosen in ((_OF_OBJECTIVES, self.objective), (_OF_REWARDS, self.reward)):
+            what = "objective" if keys is _OF_OBJECTIVES else "reward"
+            for key, fitting in keys.items():
+                if getattr(self, key) != type(self).model_fields[key].default and chosen not in fitting:
+                    raise ValueError(f"{key} is for {what} {' or '.join(fitting)}, not {chosen}")
         return self
 
     @model_validator(mode="after")
     def _fits_an_adapter(self) -> TrainSection:
         if not self.lora_rank and (self.lora_alpha is not None or self.lora_targets):
             raise ValueError("lora_alpha and lora_targets need a lora_rank of at least 1")
+        if self.lora_rank and self.reward == "value_head":
+            raise ValueError("reward 'value_head' needs lora_rank 0: an adapter has no place for the new layer")
         if self.lora_rank and (self.freeze_embeddings or self.norm_lr is not None):
             raise ValueError(
                 "freeze_embeddings and norm_lr must be left out with lora_rank: an adapter has neither "
@@ -368,6 +502,8 @@ class RunConfig(Section):
     label: LabelSection = LabelSection()
     import_: ImportSection = Field(ImportSection(), alias="import")
     reference: ReferenceSection = ReferenceSection()
+    step_label: StepLabelSection = StepLabelSection()
+    select: SelectSection = SelectSection()
     train: TrainSection = TrainSection()
     score: ScoreSection = ScoreSection()
     rerank: RerankSection = RerankSection()
@@ -380,6 +516,8 @@ class RunConfig(Section):
             raise ValueError("arithmetic.min_operations must not exceed arithmetic.max_operations")
         if self.evaluate.aggregation not in self.rerank.aggregations:
             raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
+        if self.run.dir.resolve() in [path.resolve() for path in self.select.mix]:
+            raise ValueError(f"select.mix names {str(self.run.dir)!r}, which is this run's own folder (run.dir)")
         if self.train.objective == "kto" and not self.reference.mismatched:
             raise ValueError("train.objective 'kto' needs reference.mismatched of at least 1 (got 0)")
         if self.reference.mismatched and self.reference.logprobs == "sampled":
@@ -390,11 +528,34 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _step_labels_can_be_made(self) -> RunConfig:
+        section = self.step_label
+        needs_them = self.train.objective.startswith("step_") and self.train.step_labels != "outcome"
+        if needs_them and section.method == "none":
+            raise ValueError(f"train.objective {self.train.objective!r} needs step labels: set step_label.method")
+        if section.method == "monte_carlo" and self.generate.temperature == 0 and section.num_completions > 1:
+            raise ValueError(
+                "generate.temperature 0 makes all completions equal: step_label.num_completions must be 1 "
+                f"(got {section.num_completions})"
+            )
+        if section.method == "truth" and (self.import_.source or self.problems.train != "arithmetic"):
+            source = self.import_.source or self.problems.train
+            raise ValueError(f"step_label.method 'truth' needs problems.train 'arithmetic' (got {source!r})")
+        if section.method == "truth" and self.reference.step_rule != "newline":
+            raise ValueError(
+                "step_label.method 'truth' checks lines: reference.step_rule must be 'newline' "
+                f"(got {self.reference.step_rule!r})"
+            )
+        return self
+
     def stages(self) -> tuple[str, ...]:
         """Stages of this run, in order."""
         skipped = {"generate", "label"} if self.import_.source else {"import"}
         if not self.warmup.enabled:
             skipped.add("warmup")
+        if self.step_label.method == "none":
+            skipped.add("step_label")
         return tuple(stage for stage in STAGES if stage not in skipped)
 
     @property
@@ -402,7 +563,7 @@ class RunConfig(Section):
         return self.run.seed if self.train.seed is None else self.train.seed
 
     def section(self, name: str) -> Section:
-        """The section a stage is named after."""
+        """The section of this name in the file."""
         return getattr(self, "import_" if name == "import" else name)
 
     def identity(self, stage: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r} has no tokenizer that loads: {_first_line(error)}") from None
+        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)}") from None
     if chat_template is not None:
         if not chat_template.is_file():
             raise UserError(f"prompt.chat_template {str(chat_template)!r} does not exist")
@@ -105,7 +105,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model {name!r} does not load: {_first_line(error)}") from None
+        raise UserError(f"model {name!r} does not load: {first_line(error)}") from None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
@@ -285,5 +285,5 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

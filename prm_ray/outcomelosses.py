@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from prm_ray.core.objectives import TokenWeights, cross_entropy, dpo, kto, kto_kl, nca, prefix_cross_entropy
+from prm_ray.core.objectives import TokenWeights, cross_entropy, kto, kto_kl, prefix_cross_entropy
 from prm_ray.core.packing import PackedBatch, PromptGroup
 from prm_ray.trainer import Loss
 from prm_ray.trainingdata import Preview
 from prm_ray.weights import total
 
 if TYPE_CHECKING:
-    from prm_ray.config import TrainSection
     from prm_ray.outcomedata import OutcomeData
 
 PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
@@ -41,14 +40,16 @@ class OutcomeLoss(Protocol):
         ...
 
 
-class _PerResponse:
+class PerResponse:
+    """A mean over all sampled responses."""
+
     needs_both = False
 
     def count(self, data: OutcomeData, items: Sequence[int]) -> float:
         return sum(data.sizes[item] for item in items)
 
 
-class CrossEntropy(_PerResponse):
+class CrossEntropy(PerResponse):
     """Every response by itself against its label."""
 
     def __init__(self, beta: float):
@@ -57,12 +58,12 @@ class CrossEntropy(_PerResponse):
     def loss(self, data: OutcomeData, items: Sequence[int], batches: Sequence[PackedBatch], preview: Preview) -> Loss:
         def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
             found = data.branches(items, batch, logprobs_R)
-            return cross_entropy(found.log_ratio_B, found.correct_B, self._beta, found.weight_B)
+            return cross_entropy(found.log_ratio_B, found.label_B, self._beta, found.weight_B)
 
         return summed
 
 
-class PrefixCrossEntropy(_PerResponse):
+class PrefixCrossEntropy(PerResponse):
     """Every prefix of every response against the response's label."""
 
     def __init__(self, beta: float, margin: float, weights: TokenWeights):
@@ -87,7 +88,7 @@ class PrefixCrossEntropy(_PerResponse):
         return summed
 
 
-class Kto(_PerResponse):
+class Kto(PerResponse):
     """Every response against the step's estimate of the KL divergence, from responses behind prompts of others."""
 
     def __init__(self, beta: float):
@@ -98,7 +99,7 @@ class Kto(_PerResponse):
 
         def summed(batch: PackedBatch, logprobs_R: Tensor) -> Tensor:
             found = data.branches(items, batch, logprobs_R)
-            return kto(found.log_ratio_B, found.correct_B, kl.to(logprobs_R.device), self._beta, found.weight_B)
+            return kto(found.log_ratio_B, found.label_B > 0.5, kl.to(logprobs_R.device), self._beta, found.weight_B)
 
         return summed
 
@@ -162,27 +163,14 @@ class Pairs:
         found: dict[int, float] = {}
         for item, logprobs in zip(cut, preview(data.groups(cut)), strict=True):
             for row, logprobs_T in zip(data.rows(item), logprobs, strict=True):
-                found[row] = (logprobs_T.sum() - data.reference(row).sum()).item()
+                found[row] = data.total(row, logprobs_T).item()
         return found
 
     def _pairs(self, data: OutcomeData, item: int) -> list[tuple[int, int, float]]:
         """(row of a right response, row of a wrong one, weight)."""
         rows = data.rows(item)
-        right, wrong = ([row for row in rows if data.labels[row] == label] for label in (True, False))
+        right, wrong = ([row for row in rows if data.labels[row] == label] for label in (1.0, 0.0))
         pairs = [(one, other, data.weight(one) * data.weight(other)) for one, other in product(right, wrong)]
         if self._max_pairs is not None and len(pairs) > self._max_pairs:
             return random.Random(f"{self._seed}-{item}").sample(pairs, self._max_pairs)
         return pairs
-
-
-def outcome_loss(section: TrainSection, seed: int) -> OutcomeLoss:
-    """The objective of a run."""
-    match section.objective:
-        case "ce":
-            return CrossEntropy(section.beta)
-        case "dpo" | "nca" as name:
-            return Pairs({"dpo": dpo, "nca": nca}[name], section.beta, section.max_pairs, seed)
-        case "kto":
-            return Kto(section.beta)
-        case "prefix_ce":
-            return PrefixCrossEntropy(section.beta, section.margin, section.token_weights)

@@ -19,7 +19,7 @@ import torch
 
 from prm_ray.adapters import has_adapter, is_adapter_over
 from prm_ray.config import PromptSection
-from prm_ray.core.forward import cached_response_logprobs, policy_and_reference_logprobs, response_logprobs
+from prm_ray.core.forward import Reading, cached_response_logprobs, policy_and_reference_logprobs, response_logprobs
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack, pack_lazily, unpack
 from prm_ray.core.prefixcache import PrefixCache
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
@@ -50,17 +50,17 @@ class ScoredResponse:
     text: str
     steps: list[str]  # S texts that join to `text`
     step_ends: list[int]  # S token offsets
-    token_rewards: list[float]  # T numbers
-    step_rewards: list[float]  # S numbers that add up to rewards["sum"]
+    token_rewards: list[float]  # T numbers; none of a head
+    step_rewards: list[float]  # S numbers that add up to rewards["sum"]; of a head its logits at the steps' ends
     rewards: dict[str, float]  # one number an aggregation
 
 
 @torch.no_grad()
-def group_logprobs(
-    model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
+def group_values(
+    model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int, reading: Reading = response_logprobs
 ) -> list[list[torch.Tensor]]:
-    """Log-probs of every response token: for each group a float32 CPU tensor a response, in their order."""
-    return _by_group(groups, ((batch, response_logprobs(model, batch)) for batch in pack(groups, token_budget)))
+    """Log-probs (or what else is read) of every response token: for each group a float32 CPU tensor a response."""
+    return _by_group(groups, ((batch, reading(model, batch)) for batch in pack(groups, token_budget)))
 
 
 def cached_group_logprobs(
@@ -89,7 +89,7 @@ def _by_group(
 def group_logprob_pairs(
     model: PreTrainedModel, groups: Sequence[PromptGroup], token_budget: int
 ) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
-    """`group_logprobs` with the model's adapter, and without it: one forward pass for policy and reference.
+    """`group_values` with the model's adapter, and without it: one forward pass for policy and reference.
 
     A pass holds two rows, so half as many tokens in each.
     """
@@ -162,6 +162,8 @@ class Scorer:
         """
         policy_path = resolve_model(str(policy))
         facts = read_prm_json(policy_path) if (Path(policy_path) / "prm.json").is_file() else {}
+        if facts.get("reward", "log_ratio") != "log_ratio":
+            raise UserError(f"{policy_path!r} has a {facts['reward']}: load it with HeadScorer.from_pretrained")
         if with_reference is None:
             with_reference = reference is not None or facts.get("with_reference", True)
         if with_reference and reference is None and "reference" not in facts:
@@ -196,10 +198,7 @@ class Scorer:
 
         Raises `UserError` for an empty response: it has no token to reward.
         """
-        for number, text in enumerate(responses):
-            if not text:
-                raise UserError(f"response {number} is empty; a response must have at least one token")
-        group = PromptGroup(self._encode_prompt(problem), [encode_response(self.tokenizer, text) for text in responses])
+        group = PromptGroup(self._encode_prompt(problem), encode_responses(self.tokenizer, responses))
         (rewards,) = self.score_tokens([group])
         return [
             self._scored(text, tokens, token_rewards_T)
@@ -256,7 +255,7 @@ class Scorer:
         self, model: PreTrainedModel, cache: PrefixCache | None, groups: Sequence[PromptGroup]
     ) -> list[list[torch.Tensor]]:
         if cache is None:
-            return group_logprobs(model, groups, self.token_budget)
+            return group_values(model, groups, self.token_budget)
         return cached_group_logprobs(cache, groups, self.token_budget)
 
     def count_tokens(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> int:
@@ -264,15 +263,36 @@ class Scorer:
         return len(self._encode_prompt(problem)) + sum(len(encode_response(self.tokenizer, text)) for text in responses)
 
     def _encode_prompt(self, problem: str | list[dict[str, str]]) -> list[int]:
-        messages = build_messages(self.prompt, problem) if isinstance(problem, str) else problem
-        return encode_prompt(self.tokenizer, messages)
+        return encode_problem(self.tokenizer, self.prompt, problem)
 
     def _scored(self, text: str, tokens: Sequence[int], token_rewards_T: list[float]) -> ScoredResponse:
-        char_ends = token_char_ends(self.tokenizer, tokens)
-        decoded = decode(self.tokenizer, tokens)
-        ends = step_token_ends(decoded, char_ends, self.step_rule)
+        steps, ends = cut_steps(self.tokenizer, tokens, self.step_rule)
         rewards_S = step_rewards(token_rewards_T, ends)
-        char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
-        steps = [decoded[start:end] for start, end in pairwise(char_cuts)]
-        totals = {how: aggregate(rewards_S, how, len(token_rewards_T)) for how in AGGREGATIONS}
-        return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, totals)
+        return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, all_rewards(rewards_S, len(tokens)))
+
+
+def encode_problem(
+    tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: str | list[dict[str, str]]
+) -> list[int]:
+    """Token ids of a problem's text put into the prompt, or of the messages of a chat."""
+    return encode_prompt(tokenizer, build_messages(prompt, problem) if isinstance(problem, str) else problem)
+
+
+def encode_responses(tokenizer: PreTrainedTokenizerFast, responses: Sequence[str]) -> list[list[int]]:
+    """Raises `UserError` for an empty response: it has no token to reward."""
+    for number, text in enumerate(responses):
+        if not text:
+            raise UserError(f"response {number} is empty; a response must have at least one token")
+    return [encode_response(tokenizer, text) for text in responses]
+
+
+def cut_steps(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int], rule: str) -> tuple[list[str], list[int]]:
+    """Texts of the S steps of a response, and the token offsets of their ends."""
+    char_ends, decoded = token_char_ends(tokenizer, tokens), decode(tokenizer, tokens)
+    ends = step_token_ends(decoded, char_ends, rule)
+    char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
+    return [decoded[start:end] for start, end in pairwise(char_cuts)], ends
+
+
+def all_rewards(step_rewards_S: Sequence[float], num_tokens: int) -> dict[str, float]:
+    return {how: aggregate(step_rewards_S, how, num_tokens) for how in AGGREGATIONS}

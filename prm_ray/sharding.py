@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from prm_ray.core.forward import response_logprobs
+from prm_ray.core.forward import Reading
 from prm_ray.core.packing import PackedBatch
 from prm_ray.weights import trained_parameters, world
 
@@ -25,7 +25,7 @@ class ShardedWeights:
     float32 straight into the parts. Everyone must therefore run the same number of passes at the same time.
     """
 
-    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype):
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype, reading: Reading):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -39,7 +39,7 @@ class ShardedWeights:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         for layer in _layers(model):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-        root = _ToLogprobs(model)
+        root = _Reader(model, reading)
         self._root: Any = fully_shard(root, mesh=mesh, mp_policy=policy)
         for module in root.modules():
             if isinstance(module, FSDPModule):  # sums, not means
@@ -55,11 +55,11 @@ class ShardedWeights:
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most.item())
 
-    def logprobs(self, batch: PackedBatch) -> Tensor:
-        logprobs_R = self._root(batch)
+    def read(self, batch: PackedBatch) -> Tensor:
+        values_R = self._root(batch)
         if not torch.is_grad_enabled():  # else backward drops them; left gathered they would outlive the next step
             self._root.reshard()
-        return logprobs_R
+        return values_R
 
     def clear_grads(self) -> None:
         for parameter in self._parameters:
@@ -101,15 +101,15 @@ class ShardedWeights:
         return whole
 
 
-class _ToLogprobs(nn.Module):
-    """The whole way to the log-probs as one module, so that the output layer, too, is gathered while it is used."""
+class _Reader(nn.Module):
+    """The whole way to what is read as one module, so that the output layer, too, is gathered while it is used."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, reading: Reading):
         super().__init__()
-        self.model = model
+        self.model, self.reading = model, reading
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        return response_logprobs(self.model, batch).clone()  # FSDP2 hooks its output, which must not be a view
+        return self.reading(self.model, batch).clone()  # FSDP2 hooks its output, which must not be a view
 
 
 def _layers(model: Any) -> list[Any]:

@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prm_ray.config import Aggregation
@@ -26,12 +28,15 @@ FOLDERS = {
     "label": "labels",
     "import": "labels",
     "reference": "reference",
+    "step_label": "step_labels",
     "train": "checkpoint",
     "score": "scores",
     "rerank": "picks",
     "evaluate": "report",
 }
 """Stage -> its folder under the run."""
+
+_COUNTS = "counts"
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TOKENS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -55,10 +60,13 @@ RESPONSES = pa.schema(
 )
 LABELS = RESPONSES.append(pa.field("answer", pa.string())).append(pa.field("correct", pa.bool_()))
 LABELS = LABELS.append(pa.field("label_error", pa.string()))  # why `correct` is null
+LABELS = LABELS.append(pa.field("soft_label", pa.float64()))  # chance of being right; `correct` is then whether > 0.5
 REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_logprobs", _FLOATS))
 REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
 REFERENCE = REFERENCE.append(pa.field("mismatched_tokens", _TOKENS))  # a response to another prompt, or null
 REFERENCE = REFERENCE.append(pa.field("mismatched_logprob", pa.float32()))  # the reference's, behind this row's prompt
+STEP_LABELS = REFERENCE.append(pa.field("step_labels", _FLOATS))  # S chances in [0, 1]; null = not labelled
+STEP_LABELS = STEP_LABELS.append(pa.field("step_label_error", pa.string()))  # why the row or a step of it has none
 SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))
 SCORES = SCORES.append(pa.field("policy_logprobs", _FLOATS))  # log pi of each response token
 for _aggregation in get_args(Aggregation):
@@ -81,6 +89,7 @@ SCHEMAS = {
     "label": LABELS,
     "import": LABELS,
     "reference": REFERENCE,
+    "step_label": STEP_LABELS,
     "score": SCORES,
     "rerank": PICKS,
 }
@@ -162,16 +171,27 @@ class StageFolder:
     def finished_parts(self) -> list[int]:
         return sorted(int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.parquet"))
 
-    def write_part(self, index: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Write one part whole or not at all; missing columns are null, unknown ones an error."""
+    def write_part(
+        self, index: int, rows: Sequence[dict[str, Any]], counts: dict[str, dict[str, int]] | None = None
+    ) -> None:
+        """Write one part whole or not at all; missing columns are null, unknown ones an error.
+
+        `counts` is work that no row shows; it lies in the file's own metadata, so it is there when the part is.
+        """
         schema = SCHEMAS[self.stage]
         unknown = {key for row in rows for key in row} - set(schema.names)
         assert not unknown, f"columns {unknown} are not in the {self.stage} schema"
         table = pa.Table.from_pylist(list(rows), schema=schema)
+        if counts is not None:
+            table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
         write_parquet(self.part_path(index), table)
 
     def read_part(self, index: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
         return read_parquet(self.part_path(index), columns).to_pylist()
+
+    def part_counts(self, index: int) -> dict[str, dict[str, int]]:
+        """The `counts` a part was written with."""
+        return json.loads((pq.read_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for index in self.finished_parts():
@@ -180,11 +200,32 @@ class StageFolder:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
-    try:
+    with _readable(path):
         return pq.read_table(path, columns=columns)
+
+
+def column_names(path: Path) -> list[str]:
+    """Columns of a Parquet file; one that an earlier version wrote may lack some. Raises as `read_parquet` does."""
+    with _readable(path):
+        return pq.read_schema(path).names
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}") from None
+
+
+def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
+    """The label that training takes of each row, float64: `soft_label` where there is one, else 1 or 0; null = none.
+
+    A table without the column `soft_label`, as earlier versions wrote it, has none.
+    """
+    hard = pc.cast(table["correct"], pa.float64())
+    return pc.coalesce(table["soft_label"], hard) if "soft_label" in table.column_names else hard
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prm_ray.adapters import has_adapter, save_weights
-from prm_ray.core.forward import causal_lm
+from prm_ray.core.forward import Reading, causal_lm, response_logprobs
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack, unpack
 from prm_ray.core.support import check_model
 from prm_ray.errors import NonFiniteLossError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Loss = Callable[[PackedBatch, Tensor], Tensor]
-"""A packed batch and its response log-probs [R] -> the summed loss of its responses."""
+"""A packed batch and what was read at its response tokens [R], mostly log-probs -> the summed loss of its responses."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -73,9 +73,10 @@ class Trainer:
     `model` is given in float32 (under an adapter, all that the adapter freezes in any format); `compute_dtype` is the
     number format of forward and backward. `norm_lr` is the peak learning rate of vectors (gains of the norms, biases)
     where it differs from that of the matrices: gains are some hundred times larger than the entries of a matrix, and at
-    the same rate they hardly move in a short run. `parallel` is `ddp` (`weights.py`) or `fsdp` (`sharding.py`); with
-    `fsdp` every worker must call every method, as often as the others. `gradient_checkpointing` keeps
-    one activation in each layer and computes the rest again in backward.
+    the same rate they hardly move in a short run; `head_lr` is that of a value head. `parallel` is `ddp` (`weights.py`)
+    or `fsdp` (`sharding.py`); with `fsdp` every worker must call every method, as often as the others.
+    `gradient_checkpointing` keeps one activation in each layer and computes the rest again in backward. `reading` is
+    what losses are given of a batch.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Trainer:
         grad_clip: float = 1.0,
         freeze_embeddings: bool = False,
         norm_lr: float | None = None,
+        head_lr: float | None = None,
         parallel: str = "ddp",
         gradient_checkpointing: bool = False,
+        reading: Reading = response_logprobs,
     ):
         check_model(model)
         self.model = model
@@ -98,15 +101,16 @@ class Trainer:
         self._compute_dtype, self._grad_clip = compute_dtype, grad_clip
         if freeze_embeddings:
             for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-                module.requires_grad_(False)
+                if module is not None:
+                    module.requires_grad_(False)
         if gradient_checkpointing:
             causal_lm(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-        self._trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         kinds: dict[str, type[WholeWeights] | type[ShardedWeights]] = {"ddp": WholeWeights, "fsdp": ShardedWeights}
-        self._weights: Weights = kinds[parallel](model, compute_dtype)
+        self._weights: Weights = kinds[parallel](model, compute_dtype, reading)
         self._masters = self._weights.masters
-        groups = self._parameter_groups(weight_decay, 1.0 if norm_lr is None else norm_lr / schedule.lr)
+        groups = self._parameter_groups(weight_decay, (norm_lr or schedule.lr), (head_lr or schedule.lr))
         fused = self._masters[0].device.type in ("cuda", "cpu")
         self._optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95), fused=fused)
         self._cycle_sums: list[Tensor] = []
@@ -127,12 +131,12 @@ class Trainer:
         total = torch.zeros((), device=self._masters[0].device)
         num_idle = self._weights.num_passes(len(batches)) - len(batches)
         for batch in batches:
-            mean = loss(batch, self._weights.logprobs(batch)) / count
+            mean = loss(batch, self._weights.read(batch)) / count
             mean.backward()
             total += mean.detach()
             self._weights.collect_grads()
         for _ in range(num_idle):
-            (0.0 * self._weights.logprobs(_smallest_batch()).sum()).backward()
+            (0.0 * self._weights.read(_smallest_batch()).sum()).backward()
         grads = self._weights.sum_grads(total)
         norm = self._weights.grad_norm(grads)
         if not math.isfinite(total.item()) or not math.isfinite(norm):
@@ -148,14 +152,15 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self, groups: Sequence[PromptGroup], token_budget: int) -> list[list[Tensor]]:
-        """Log-probs [T] of every response of every group under the present weights, on the CPU, without gradient."""
+        """What is read at every token [T] of every response of every group under the present weights, without gradient,
+        on the CPU."""
         batches = pack(groups, token_budget)
         found = [[torch.zeros(0)] * len(group.responses) for group in groups]
         for batch in batches:
-            for (group, response), logprobs_T in unpack(self._weights.logprobs(batch).cpu(), batch):
+            for (group, response), logprobs_T in unpack(self._weights.read(batch).cpu(), batch):
                 found[group][response] = logprobs_T
         for _ in range(self._weights.num_passes(len(batches)) - len(batches)):
-            self._weights.logprobs(_smallest_batch())
+            self._weights.read(_smallest_batch())
         return found
 
     @property
@@ -199,19 +204,21 @@ class Trainer:
 
     def save_model(self, folder: Path) -> None:
         """Write a plain Hugging Face model folder, or the adapter alone, in the compute dtype; rank 0 does."""
-        tensors = self._weights.gathered(self._trained if has_adapter(self.model) else None)
+        tensors = self._weights.gathered(set(self._trained) if has_adapter(self.model) else None)
         if world()[0] == 0:
             save_weights(self.model, folder, tensors, self._compute_dtype)
 
-    def _parameter_groups(self, weight_decay: float, norm_factor: float) -> list[dict[str, Any]]:
-        """Matrices, and vectors: at `norm_factor` times their learning rate and without weight decay, as usual."""
-        matrices = [master for master in self._masters if master.ndim > 1]
-        vectors = [master for master in self._masters if master.ndim <= 1]
-        groups = [
-            {"params": matrices, "factor": 1.0, "weight_decay": weight_decay},
-            {"params": vectors, "factor": norm_factor, "weight_decay": 0.0},
+    def _parameter_groups(self, weight_decay: float, norm_lr: float, head_lr: float) -> list[dict[str, Any]]:
+        """Matrices; vectors, without weight decay as usual; and a value head. Factors are to the schedule's rate."""
+        matrices, vectors, head = [], [], []
+        for name, master in zip(self._trained, self._masters, strict=True):
+            (head if name.startswith("score.") else matrices if master.ndim > 1 else vectors).append(master)
+        kinds = ((matrices, self.schedule.lr, weight_decay), (vectors, norm_lr, 0.0), (head, head_lr, 0.0))
+        return [
+            {"params": masters, "factor": lr / self.schedule.lr, "weight_decay": decay}
+            for masters, lr, decay in kinds
+            if masters
         ]
-        return [group for group in groups if group["params"]]
 
     def _end_cycle(self) -> None:
         if self.schedule.cycles == 1 or self.num_steps not in self.schedule.cycle_ends():

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prm_ray.core.forward import response_logprobs
+from prm_ray.core.forward import Reading
 from prm_ray.core.packing import PackedBatch
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Weights(Protocol):
         """Forward and backward passes that this worker has to join in a step in which it has so many batches."""
         ...
 
-    def logprobs(self, batch: PackedBatch) -> Tensor:
-        """Response log-probs [R] under the present weights."""
+    def read(self, batch: PackedBatch) -> Tensor:
+        """A number a response token, [R], under the present weights."""
         ...
 
     def clear_grads(self) -> None: ...
@@ -87,8 +87,8 @@ class WholeWeights:
 
     num_shards = 1
 
-    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype):
-        self._model = model
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype, reading: Reading):
+        self._model, self._reading = model, reading
         self._parameters = trained_parameters(model)
         self.masters = [parameter.detach().to(torch.float32, copy=True) for parameter in self._parameters]
         # Parameters only: model.to() would round the frequencies of the rotary embedding as well.
@@ -99,8 +99,8 @@ class WholeWeights:
     def num_passes(self, num_batches: int) -> int:
         return num_batches
 
-    def logprobs(self, batch: PackedBatch) -> Tensor:
-        return response_logprobs(self._model, batch)
+    def read(self, batch: PackedBatch) -> Tensor:
+        return self._reading(self._model, batch)
 
     def clear_grads(self) -> None:
         self._flat_grad.zero_()

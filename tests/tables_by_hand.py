@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prm_ray.config import RunConfig
-from prm_ray.models import load_model
-from prm_ray.scorer import group_logprobs
+from prm_ray.core.steps import step_token_ends
+from prm_ray.models import build_messages, encode_prompt, encode_response, load_model, load_tokenizer, token_char_ends
+from prm_ray.scorer import group_values
 from prm_ray.stages.groups import group_rows
 from prm_ray.tables import StageFolder
 
@@ -42,10 +43,28 @@ def write_reference_table(config: RunConfig, num_prompts: int = 10, num_samples:
             rows.append(row | {"step_ends": [len(tokens)], "text": "x"})
     model = load_model(config.model.name, "float32")
     for numbers, group in group_rows(rows):
-        (logprobs,) = group_logprobs(model, [group], 1000)
+        (logprobs,) = group_values(model, [group], 1000)
         for number, values in zip(numbers, logprobs, strict=True):
             rows[number]["ref_logprobs"] = values.tolist()
     folder = StageFolder(config.run.dir, "reference")
     folder.path.mkdir(parents=True)
     folder.write_part(0, rows)
     return folder
+
+
+def write_reference_texts(config: RunConfig, parts: list[list[dict[str, Any]]]) -> StageFolder:
+    """Rows of a problem, a text and more columns, encoded and cut into steps as `reference` does; no log-probs."""
+    tokenizer = load_tokenizer(config.model.name)
+    folder = StageFolder(config.run.dir, "reference")
+    folder.path.mkdir(parents=True)
+    for index, rows in enumerate(parts):
+        folder.write_part(index, [_encoded(config, tokenizer, row) for row in rows])
+    return folder
+
+
+def _encoded(config: RunConfig, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    prompt = encode_prompt(tokenizer, build_messages(config.prompt, row["problem"]))
+    tokens = encode_response(tokenizer, row["text"])
+    ends = step_token_ends(row["text"], token_char_ends(tokenizer, tokens), config.reference.step_rule)
+    made = {"prompt_id": row["problem"], "prompt_tokens": prompt, "response_tokens": tokens, "step_ends": ends}
+    return {"split": "train", "gold_answer": "1", "sample_index": 0, "correct": True} | made | row

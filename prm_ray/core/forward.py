@@ -7,6 +7,7 @@ model under an adapter of the `peft` library; with the adapter off that is a sec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from prm_ray.core.logprobs import token_logprobs
 from prm_ray.core.packing import PackedBatch
 from prm_ray.core.past import Past
 from prm_ray.core.prefixcache import PrefixCache
+
+Reading = Callable[[Any, PackedBatch], Tensor]
+"""A model and a packed batch -> float32 [R], a number a response token: `response_logprobs`, or what a head says."""
 
 _GROWING_ROPE = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 """Rotary embeddings that change for all tokens once any sequence is longer than what the config key says."""
@@ -47,7 +51,7 @@ def _check_length(config: Any, batch: PackedBatch) -> None:
             )
 
 
-def _logit_scale(config: Any) -> float:
+def logit_scale(config: Any) -> float:
     """What logits are multiplied by: Cohere's `logit_scale`, one over Granite's `logits_scaling`."""
     return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
@@ -59,6 +63,19 @@ def response_logprobs(model: Any, batch: PackedBatch) -> Tensor:
     response token meet the vocabulary.
     """
     return _logprobs_BR(causal_lm(model), batch, 1)[0]
+
+
+def response_values(model: Any, batch: PackedBatch, head: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """What `head` (see `heads.py`) makes of the hidden state *at* each response token, float32 [R]; differentiable.
+
+    `model` may be one for classification: anything with `base_model`.
+    """
+    model = causal_lm(model)
+    batch = batch.to(model.device)
+    if not len(batch.place_U):
+        return torch.zeros(0, device=model.device)
+    hidden_UE = _hidden_BTE(model, batch, 1)[0, batch.place_U]
+    return head(model, hidden_UE)[batch.source_R]
 
 
 def policy_and_reference_logprobs(model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -120,6 +137,6 @@ def _hidden_BTE(model: Any, batch: PackedBatch, num_rows: int, past: Past | None
 
 def _target_logprobs(model: Any, hidden_UE: Tensor, target_U: Tensor) -> Tensor:
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    scale, softcap = logit_scale(config), getattr(config, "final_logit_softcapping", None)
     hidden_UE = hidden_UE if scale == 1 else hidden_UE * scale
     return token_logprobs(hidden_UE, head.weight, target_U, head.bias, softcap)

@@ -1,4 +1,5 @@
-"""Objectives on step labels, for a second stage behind outcome training: step rewards of one response in, its loss out.
+"""Objectives on step labels: of heads, and for a second stage behind outcome training of an implicit PRM. Step rewards
+of one response in, its loss out.
 
 The paper asks whether such labels still help (arXiv 2412.01981 section 5.3; they do not there). It states one loss, its
 code uses another (the squared error) and names a third (the ranking); all three are here. Each is a mean over the steps
@@ -12,6 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def step_cross_entropy(step_logit_S: Tensor, label_S: Tensor) -> Tensor:
+    """-1/S sum [l log s(z) + (1 - l) log(1 - s(z))], l a label or a chance of being right in [0, 1].
+
+    What process reward models with a head are trained on (arXiv 2312.08935 Eq. 2).
+    """
+    return functional.binary_cross_entropy_with_logits(step_logit_S, label_S.to(step_logit_S))
 
 
 def step_sign(step_reward_S: Tensor, correct_S: Tensor) -> Tensor:

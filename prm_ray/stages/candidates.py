@@ -28,7 +28,9 @@ REFERENCE = ("ref_logprob_mean", "ref_logprob_sum")
 
 def counterparts(config: RunConfig) -> tuple[str, ...]:
     """Best-of-N by the same trained model with the reference left out where the rewards have it, or put in where they
-    do not (arXiv 2412.01981 Table 5), a method an aggregation."""
+    do not (arXiv 2412.01981 Table 5), a method an aggregation; none for a head, which has no reference."""
+    if config.train.reward != "log_ratio":
+        return ()
     whose = "prm_without_reference" if config.score.with_reference else "prm_with_reference"
     return tuple(f"{whose}_{how}" for how in config.rerank.aggregations)
 
@@ -150,8 +152,11 @@ def _candidates(prompt_id: str, rows: list[dict[str, Any]]) -> Candidates:
 
 
 def _baselines(row: dict[str, Any]) -> dict[str, float]:
-    reference_T, policy_T = np.array(row["ref_logprobs"]), np.array(row["policy_logprobs"])
+    reference_T = np.array(row["ref_logprobs"])
     figures = {"ref_logprob_sum": float(reference_T.sum()), "ref_logprob_mean": float(reference_T.mean())}
+    if row["policy_logprobs"] is None:
+        return figures
+    policy_T = np.array(row["policy_logprobs"])
     kinds = {"prm_without_reference": policy_T, "prm_with_reference": policy_T - reference_T}
     for whose, values_T in kinds.items():
         rewards_S = step_rewards(values_T.tolist(), row["step_ends"])

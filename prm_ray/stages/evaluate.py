@@ -35,6 +35,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         "auc": auc_figures(config, problems),
         "prm_accuracy": prm_accuracy_figures(config, problems),
         "step_check": step_check(config, scores, found),
+        "response_tokens": _details(StageFolder(config.run.dir, "train")).get("response_tokens"),
         "stages": stage_rows(config),
         "config": config.model_dump(mode="json", by_alias=True),
     }
@@ -64,6 +65,7 @@ def stage_rows(config: RunConfig) -> list[dict[str, Any]]:
                 "rows_in": manifest.get("rows_in"),
                 "rows_out": manifest.get("rows_out"),
                 "failed": manifest.get("failed") or {},
+                "left_out": _details(folder).get("selection", {}).get("left_out", {}),
                 "seconds": seconds,
                 "tokens": tokens,
                 "tokens_per_second": tokens / seconds if seconds and tokens else None,
@@ -71,6 +73,10 @@ def stage_rows(config: RunConfig) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _details(folder: StageFolder) -> dict[str, Any]:
+    return folder.manifest().get("details", {}) if folder.is_done() else {}
 
 
 def _counts(found: Survey) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from prm_ray.adapters import AdapterSettings, add_adapter
 from prm_ray.config import FitSection, RunConfig
+from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError
 from prm_ray.models import load_model, load_tokenizer
@@ -52,6 +53,11 @@ class FitPlan:
     make_held_out: Callable[[], Callable[[Trainer], dict[str, Any]]] | None = None
     adapter: AdapterSettings | None = None
     """Train a new adapter over the model in place of the model itself."""
+    reading: Reading = response_logprobs
+    """What losses are given of a batch."""
+    load: Callable[..., Any] = load_model
+    """Loads `model`: name, dtype, trust_remote_code, device."""
+    head_lr: float | None = None
     working_dir: str = field(default_factory=os.getcwd)
 
     def steps(self, data: TrainingData) -> list[list[int]]:
@@ -143,7 +149,7 @@ def _train(plan: FitPlan) -> None:
 def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
     section, config = plan.section, plan.config
     is_sharded = section.parallel == "fsdp"
-    model = load_model(
+    model = plan.load(
         plan.model,
         "float32" if plan.adapter is None else config.model.dtype,  # what an adapter freezes needs no masters
         config.model.trust_remote_code,
@@ -159,8 +165,10 @@ def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
         grad_clip=section.grad_clip,
         freeze_embeddings=section.freeze_embeddings,
         norm_lr=section.norm_lr,
+        head_lr=plan.head_lr,
         parallel=section.parallel,
         gradient_checkpointing=section.gradient_checkpointing,
+        reading=plan.reading,
     )
 
 

@@ -81,7 +81,7 @@ def _example(config: RunConfig, rows: list[dict[str, Any]], picks: dict[str, int
 
 
 def _candidate(config: RunConfig, row: dict[str, Any], picked_by: list[str]) -> dict[str, Any]:
-    steps = steps_of(row, config.reference.step_rule)
+    steps = steps_of(row["text"], config.reference.step_rule, len(row["step_rewards"]))
     wrong = first_wrong_step(steps, row["problem"]) if steps is not None and knows_wrong_steps(config) else None
     return {
         "reward": row[f"reward_{config.evaluate.aggregation}"],

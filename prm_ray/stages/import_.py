@@ -19,6 +19,7 @@ from prm_ray.models import build_messages
 from prm_ray.problems import hash_problem, read_rows, require_fields
 from prm_ray.runlog import log
 from prm_ray.stages.result import StageResult, count_parts
+from prm_ray.stages.trainingrows import check_soft_labels
 from prm_ray.tables import StageFolder
 
 _TEST_SHARE = 0.1
@@ -57,7 +58,7 @@ _OPTIONAL = {"gold_answer", "generator", "split", "steps"}
 
 @dataclass(frozen=True)
 class Response:
-    """One response as the file has it; `correct` is whatever stands there."""
+    """One response as the file has it; `correct` is whatever stands there, true or false or a chance of being right."""
 
     text: Any
     correct: Any
@@ -75,8 +76,12 @@ class Rollouts:
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for a source that `run` could not read."""
-    load_rollouts(config.import_)
+    """Raises `UserError` for a source that `run` could not read, or labels that `train` could not use."""
+    problems = load_rollouts(config.import_)
+    splits = assign_splits(problems, config.import_, config.run.seed)
+    trained = (rollouts for rollouts in problems if splits.get(rollouts.problem) == "train")
+    soft = (read_label(response.correct)[1] for rollouts in trained for response in rollouts.responses)
+    check_soft_labels(config.train.objective, [label for label in soft if label is not None])
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
@@ -145,7 +150,7 @@ def assign_splits(problems: list[Rollouts], section: ImportSection, seed: int) -
 
 
 def make_rows(rollouts: Rollouts, split: str, config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Rows of the `labels/` table; no text is an `error`, a label that is not true or false a `label_error`."""
+    """Rows of the `labels/` table; no text is an `error`, a label that says nothing a `label_error`."""
     shared = {
         "prompt_id": hash_problem(rollouts.problem),
         "split": split,
@@ -160,13 +165,26 @@ def make_rows(rollouts: Rollouts, split: str, config: RunConfig) -> Iterator[dic
         if not isinstance(response.text, str) or not response.text:
             yield row | {"error": "no_text" if response.text is None else "empty_response"}
             continue
-        labelled = isinstance(response.correct, bool)
+        correct, soft_label, label_error = read_label(response.correct)
         yield row | {
             "text": response.text,
             "answer": exact_answer(response.text, rollouts.gold_answer, config.label.answer_pattern),
-            "correct": response.correct if labelled else None,
-            "label_error": None if labelled else f"bad_label: {response.correct!r} is not true or false",
+            "correct": correct,
+            "soft_label": soft_label,
+            "label_error": label_error,
         }
+
+
+def read_label(value: Any) -> tuple[bool | None, float | None, str | None]:
+    """(correct, soft label, error) of a file's label: true or false, or a chance of being right.
+
+    A chance of 1 or 0 is right or wrong, no soft label; any other is kept as it is and counts as right above 0.5.
+    """
+    if isinstance(value, bool):
+        return value, None, None
+    if isinstance(value, int | float) and 0 <= value <= 1:
+        return value > 0.5, float(value) if 0 < value < 1 else None, None
+    return None, None, f"bad_label: {value!r} is not true, false or a chance in [0, 1]"
 
 
 def _rollouts(row: dict[str, Any], fields: dict[str, str], section: ImportSection, where: str) -> Rollouts:

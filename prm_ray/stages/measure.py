@@ -121,15 +121,18 @@ def auc_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any]
 
 
 def prm_accuracy_figures(config: RunConfig, problems: list[Candidates]) -> dict[str, Any] | None:
-    """How often the sign of the response reward (sum) tells right from wrong, over judged candidates.
+    """How often the sign of the response reward (sum; of a head its last logit) tells right from wrong, over judged
+    candidates.
 
     sigmoid(reward) is the trained probability of `right`, so 0 is the threshold; `always_the_same` is what
     calling all of them right, or all of them wrong, would reach. None without the reference: such a reward is never
     above 0.
     """
-    if not config.score.with_reference:
+    is_head = config.train.reward != "log_ratio"
+    if not is_head and not config.score.with_reference:
         return None
-    hits = [((p.rewards["prm_sum"] > 0) == p.correct_N)[p.judged_N].sum() for p in problems]
+    name = "prm_last" if is_head else "prm_sum"
+    hits = [((p.rewards[name] > 0) == p.correct_N)[p.judged_N].sum() for p in problems]
     counts = [p.judged_N.sum() for p in problems]
     num_judged = int(sum(counts))
     if num_judged == 0:

@@ -135,7 +135,11 @@ def _check_inputs(config: RunConfig, stage: str) -> None:
 
 def _check_belongs(config: RunConfig, stage: str) -> None:
     if stage not in config.stages():
-        reasons = {"import": "import.source is not set", "warmup": "warmup.enabled is false"}
+        reasons = {
+            "import": "import.source is not set",
+            "warmup": "warmup.enabled is false",
+            "step_label": "step_label.method is none",
+        }
         reason = reasons.get(stage, "import.source is set, so responses and labels come from there")
         raise UserError(f"this run has no {stage} stage: {reason}")
 

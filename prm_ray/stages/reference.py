@@ -30,7 +30,7 @@ from prm_ray.models import (
     row_fingerprint,
     token_char_ends,
 )
-from prm_ray.scorer import group_logprobs
+from prm_ray.scorer import group_values
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
 from prm_ray.stages.result import StageResult, count_parts
@@ -124,7 +124,7 @@ class ReferenceWorker:
     def _compute(self, rows: list[dict[str, Any]]) -> None:
         groups = group_rows(rows)
         assert self._model is not None
-        results = group_logprobs(self._model, [group for _, group in groups], self._section.token_budget)
+        results = group_values(self._model, [group for _, group in groups], self._section.token_budget)
         for (numbers, _), logprobs in zip(groups, results, strict=True):
             for number, logprobs_T in zip(numbers, logprobs, strict=True):
                 rows[number]["ref_logprobs"] = logprobs_T.tolist()
@@ -141,7 +141,7 @@ class ReferenceWorker:
             chosen = list(zip(numbers, responses, strict=False))[: self._section.mismatched]
             pairs.append(([number for number, _ in chosen], PromptGroup(group.prompt, [each for _, each in chosen])))
         assert self._model is not None
-        results = group_logprobs(self._model, [group for _, group in pairs], self._section.token_budget)
+        results = group_values(self._model, [group for _, group in pairs], self._section.token_budget)
         for (numbers, group), logprobs in zip(pairs, results, strict=True):
             for number, response, logprobs_T in zip(numbers, group.responses, logprobs, strict=True):
                 rows[number] |= {"mismatched_tokens": response, "mismatched_logprob": logprobs_T.sum().item()}

@@ -81,7 +81,8 @@ def page_template(path: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of, "count": _count}
+    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of}
+    environment.filters |= {"count": _count, "tenth": _tenth}
     return environment.get_template(path.name)
 
 
@@ -100,6 +101,10 @@ def _cell(figures: dict[str, float]) -> str:
 
 def _count(number: float | None) -> str:
     return _NONE if number is None else f"{number:,.0f}"
+
+
+def _tenth(number: float | None) -> str:
+    return _NONE if number is None else f"{number:,.1f}"
 
 
 def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -49,13 +49,17 @@ class VllmSampler:
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_engine_options(options)))
         atexit.register(self.close)
 
-    async def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[Sample]]:
-        return await asyncio.gather(*map(self._request, prompts, seeds))
+    async def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: Sequence[int] | None = None
+    ) -> list[list[Sample]]:
+        limits = max_tokens or [self._params.max_tokens] * len(prompts)
+        return await asyncio.gather(*map(self._request, prompts, seeds, limits))
 
-    async def _request(self, prompt: Sequence[int], seed: int) -> list[Sample]:
+    async def _request(self, prompt: Sequence[int], seed: int, max_tokens: int) -> list[Sample]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         params = self._params.clone()
+        params.max_tokens = max_tokens
         if self._on_gpu:  # vLLM on a CPU crashes on a seeded request whose prompt comes partly from the prefix cache
             params.seed = seed
         tokens: Any = {"type": "token", "prompt_token_ids": list(prompt)}

@@ -25,9 +25,15 @@ class Sample:
 
 
 class Sampler(Protocol):
-    """Samples `generate.num_samples` responses for each prompt, in the order of the prompts."""
+    """Samples `SamplerOptions.num_samples` responses for each prompt, in the order of the prompts.
 
-    async def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[Sample]]: ...
+    `max_tokens` has the most tokens of a response to each prompt, none above `SamplerOptions.max_tokens`, which is the
+    limit of all without it. A prompt may be the beginning of a response, behind the prompt proper.
+    """
+
+    async def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: Sequence[int] | None = None
+    ) -> list[list[Sample]]: ...
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """score: reference table + checkpoint -> token, step and response rewards of the held-out responses.
 
+A reward model with a head gives a logit at the end of each step as its step reward, and nothing for tokens.
+
 In: reference/ (test rows without error). Out: scores/ adds token_rewards, step_rewards, policy_logprobs and a
 reward an aggregation.
 The reference's log-probs come from the table, so this costs one forward pass of the policy. policy_logprobs are kept
@@ -14,6 +16,7 @@ import torch
 
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
+from prm_ray.headscorer import HeadScorer
 from prm_ray.models import load_model, load_tokenizer, read_prm_json, write_prm_json
 from prm_ray.scorer import Scorer
 from prm_ray.stages.cluster import set_threads
@@ -46,8 +49,27 @@ class ScoreWorker:
     def __init__(self, config: RunConfig, source: StageFolder, target: StageFolder):
         self._source, self._target = source, target
         checkpoint = str(StageFolder(config.run.dir, "train").path)
-        facts = read_prm_json(checkpoint)
         set_threads(config.score.num_workers)
+        is_implicit = config.train.reward == "log_ratio"
+        self._add_rewards = _LogRatios(config, checkpoint) if is_implicit else _Logits(config, checkpoint)
+
+    def __call__(self, index: int) -> ShardStats:
+        rows = [row for row in self._source.read_part(index) if row["split"] == "test"]
+        good = [row for row in rows if row["error"] is None]
+        self._add_rewards(good)
+        for row in good:
+            num_tokens = len(row["response_tokens"])
+            row |= {f"reward_{how}": aggregate(row["step_rewards"], how, num_tokens) for how in AGGREGATIONS}
+        self._target.write_part(index, rows)
+        tokens = sum(len(row["response_tokens"]) for row in good)
+        return ShardStats(len(rows), count_failures(rows, "error"), tokens)
+
+
+class _LogRatios:
+    """Adds what an implicit PRM says: rewards of tokens, and of steps."""
+
+    def __init__(self, config: RunConfig, checkpoint: str):
+        facts = read_prm_json(checkpoint)
         self._scorer = Scorer(
             load_model(checkpoint, config.model.dtype, config.model.trust_remote_code),
             None,
@@ -59,15 +81,7 @@ class ScoreWorker:
             beta_schedule=config.score.beta_schedule,
         )
 
-    def __call__(self, index: int) -> ShardStats:
-        rows = [row for row in self._source.read_part(index) if row["split"] == "test"]
-        good = [row for row in rows if row["error"] is None]
-        self._add_rewards(good)
-        self._target.write_part(index, rows)
-        tokens = sum(len(row["response_tokens"]) for row in good)
-        return ShardStats(len(rows), count_failures(rows, "error"), tokens)
-
-    def _add_rewards(self, rows: list[dict[str, Any]]) -> None:
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
         grouped = group_rows(rows)
         reference = [[torch.tensor(rows[number]["ref_logprobs"]) for number in numbers] for numbers, _ in grouped]
         policy = self._scorer.policy_logprobs([group for _, group in grouped])
@@ -76,5 +90,24 @@ class ScoreWorker:
             for number, logprobs_T, token_rewards_T in zip(numbers, logprobs, rewards, strict=True):
                 row = rows[number]
                 row["token_rewards"], row["policy_logprobs"] = token_rewards_T, logprobs_T.tolist()
-                row["step_rewards"] = rewards_S = step_rewards(token_rewards_T, row["step_ends"])
-                row |= {f"reward_{how}": aggregate(rewards_S, how, len(token_rewards_T)) for how in AGGREGATIONS}
+                row["step_rewards"] = step_rewards(token_rewards_T, row["step_ends"])
+
+
+class _Logits:
+    """Adds what a head says at the end of each step."""
+
+    def __init__(self, config: RunConfig, checkpoint: str):
+        self._scorer = HeadScorer.from_pretrained(
+            checkpoint,
+            dtype=config.model.dtype,
+            token_budget=config.score.token_budget,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
+        grouped = group_rows(rows)
+        ends = [[rows[number]["step_ends"] for number in numbers] for numbers, _ in grouped]
+        logits = self._scorer.step_logits([group for _, group in grouped], ends)
+        for (numbers, _), of_group in zip(grouped, logits, strict=True):
+            for number, logits_S in zip(numbers, of_group, strict=True):
+                rows[number]["step_rewards"] = logits_S

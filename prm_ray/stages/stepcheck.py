@@ -18,10 +18,11 @@ def knows_wrong_steps(config: RunConfig) -> bool:
     return config.problems.test == "arithmetic" and config.import_.source is None
 
 
-def steps_of(row: dict[str, Any], rule: str) -> list[str] | None:
-    """Texts of the steps that `step_rewards` belong to; None in the rare case that two steps shared a token."""
-    steps = split_steps(row["text"], rule)
-    return steps if len(steps) == len(row["step_rewards"]) else None
+def steps_of(text: str, rule: str, num_steps: int) -> list[str] | None:
+    """Texts of the steps that a row's `num_steps` step ends or rewards belong to; None in the rare case that two steps
+    shared a token."""
+    steps = split_steps(text, rule)
+    return steps if len(steps) == num_steps else None
 
 
 def first_wrong_step(steps: list[str], problem: str) -> int | None:
@@ -63,7 +64,7 @@ def step_check(config: RunConfig, scores: StageFolder, found: Survey) -> dict[st
 
 def _check(row: dict[str, Any], rule: str) -> tuple[float, float, float, int] | None:
     """Hit of the rewards, hit of the reference's own log-probs, chance, 1; None if no step is wrong."""
-    steps = steps_of(row, rule)
+    steps = steps_of(row["text"], rule, len(row["step_rewards"]))
     first_wrong = None if steps is None else first_wrong_step(steps, row["problem"])
     if first_wrong is None:
         return None

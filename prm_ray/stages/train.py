@@ -1,57 +1,74 @@
-"""train: reference table -> checkpoint/, the implicit PRM as a plain Hugging Face folder (or adapter) with `prm.json`.
+"""train: reference table -> checkpoint/, the reward model as a plain Hugging Face folder (or adapter) with `prm.json`.
 
-In: reference/ (training rows without error whose outcome label is known). The reference's log-probs come from the
-table, so a step costs the policy alone.
+In: reference/, or step_labels/ where the run has them (training rows without error whose outcome label is known, as far
+as `[select]` keeps them). The reference's log-probs come from the table, so a step costs the policy alone; heads need
+no reference.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
-from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, reference_model_path, resolve_model, write_prm_json
-from prm_ray.outcomedata import OutcomeData, held_out_metrics
-from prm_ray.outcomelosses import CrossEntropy, outcome_loss
+from prm_ray.models import (
+    base_model_path,
+    load_model,
+    load_tokenizer,
+    reference_model_path,
+    resolve_model,
+    write_prm_json,
+)
+from prm_ray.rewardmodels import load_with_value_head, reading_of
+from prm_ray.runlog import log
 from prm_ray.stages.fit import FitPlan, fit
+from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
+from prm_ray.stages.lengths import length_figures
 from prm_ray.stages.result import StageResult
-from prm_ray.tables import StageFolder, read_parquet
-from prm_ray.trainer import Trainer
-
-_KEPT = ["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"]
-_MISMATCHED = ["mismatched_tokens", "mismatched_logprob"]
+from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows
+from prm_ray.stages.trainingsets import check_labels, held_out_measure, selected_responses, training_data
+from prm_ray.tables import StageFolder
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for an adapter that the model cannot get, long before its responses are there."""
+    """Raises `UserError` for an adapter that the model cannot get, or a run in `select.mix` that cannot be mixed in,
+    long before the responses are there."""
     base_model_path(config)
+    if config.train.reward == "label_token":
+        reading_of("label_token", config.train.label_tokens, load_tokenizer(resolve_model(config.model.name)))
+    check_mix(config)
     if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
         check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section, adapter = config.train, _adapter(config)
-    policy, reference = base_model_path(config), reference_model_path(config)
-    table = training_rows(config)
-    data = _training_data(config, table)
-    _check_labels(data, config)
-    make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
-    plan = FitPlan("train", folder.path, policy, config, section, config.train_seed, make_data, make_held_out, adapter)
+    policy, reference = _start(config), reference_model_path(config)
+    selection = selected_responses(config)
+    table, selected = selection.table, describe(config, selection)
+    log.info("train: %s", selected)
+    data = training_data(config, table)
+    check_labels(data, config)
+    make_data, make_held_out = partial(training_data, config), partial(held_out_measure, config)
+    plan = FitPlan(
+        *("train", folder.path, policy, config, section, config.train_seed),
+        *(make_data, make_held_out, adapter),
+        reading=reading_of(section.reward, section.label_tokens, load_tokenizer(policy)),
+        load=partial(load_with_value_head, seed=config.train_seed) if section.reward == "value_head" else load_model,
+        head_lr=section.head_lr,
+    )
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
     prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
     write_prm_json(
         folder.path,
         {
+            "reward": section.reward,
             "objective": section.objective,
+            **({"label_tokens": section.label_tokens} if section.reward == "label_token" else {}),
             "beta": section.beta,
             "reference": reference,
             "with_reference": config.score.with_reference,
@@ -64,7 +81,13 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
-    return StageResult(table.num_rows, num_responses, {}, tokens, {"num_steps": num_steps, "last": json.loads(last)})
+    lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
+    details = {"num_steps": num_steps, "last": json.loads(last), "selection": selected, "response_tokens": lengths}
+    return StageResult(sum(selection.rows_in), num_responses, {}, tokens, details)
+
+
+def _start(config: RunConfig) -> str:
+    return resolve_model(config.train.start) if config.train.start else base_model_path(config)
 
 
 def _adapter(config: RunConfig) -> AdapterSettings | None:
@@ -73,68 +96,3 @@ def _adapter(config: RunConfig) -> AdapterSettings | None:
         return None
     alpha = section.lora_alpha or 2.0 * section.lora_rank
     return AdapterSettings(section.lora_rank, alpha, tuple(section.lora_targets))
-
-
-def training_rows(config: RunConfig) -> pa.Table:
-    """All rows of the training split that have tokens and a known label. Raises `UserError` if there are none."""
-    source = StageFolder(config.run.dir, "reference")
-    kept = [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())]
-    parts = []
-    for index in source.finished_parts():
-        part = read_parquet(source.part_path(index), [*kept, "split", "error"])
-        usable = pc.and_(
-            pc.equal(part["split"], "train"), pc.and_(pc.is_null(part["error"]), pc.is_valid(part["correct"]))
-        )
-        parts.append(part.filter(usable))
-    table = pa.concat_tables(parts).select(kept)
-    if table.num_rows == 0:
-        raise UserError(f"{str(source.path)!r} has no training response with a known label; nothing to train on")
-    return table.combine_chunks()
-
-
-def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
-    """The rows of the problems that are trained on, or of the seeded share held out to measure."""
-    prompts = sorted(set(table["prompt_id"].to_pylist()))
-    random.Random(f"{config.train_seed}-held-out").shuffle(prompts)
-    num_held_out = round(config.train.validation_fraction * len(prompts))
-    chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
-    return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
-
-
-def _check_labels(data: OutcomeData, config: RunConfig) -> None:
-    if not data.sizes or len(set(data.labels)) < 2:
-        which = "right" if data.labels[0] else "wrong"
-        raise UserError(
-            f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
-            f"generate more, or change generate.temperature (now {config.generate.temperature}) or the problems"
-        )
-
-
-def _training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:
-    return _outcomes(config, _part(training_rows(config) if table is None else table, config, held_out=False))
-
-
-def _outcomes(config: RunConfig, rows: pa.Table) -> OutcomeData:
-    section = config.train
-    return OutcomeData(
-        rows,
-        outcome_loss(section, config.train_seed),
-        with_reference=section.with_reference,
-        skip_uniform=section.skip_uniform_prompts,
-        balance=section.balance_labels,
-    )
-
-
-def _held_out(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
-    section = config.train
-    data = OutcomeData(
-        _part(training_rows(config), config, held_out=True),
-        CrossEntropy(section.beta),
-        with_reference=section.with_reference,
-    )
-
-    def measure(trainer: Trainer) -> dict[str, Any]:
-        preview = partial(trainer.preview, token_budget=section.token_budget)
-        return held_out_metrics(data.rewards(range(len(data.sizes)), section.beta, preview))
-
-    return measure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,15 +29,32 @@ class TransformersSampler:
         own = self._model.generation_config.eos_token_id if self._model.generation_config else None
         self._ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
-    async def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[Sample]]:
+    async def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: Sequence[int] | None = None
+    ) -> list[list[Sample]]:
         """Blocks its event loop: there is one model and it is busy with one batch at a time."""
-        size = max(1, _SEQUENCES // self._options.num_samples)
+        options = self._options
+        limits = [
+            min(limit, options.max_model_len - len(prompt))
+            for limit, prompt in zip(max_tokens or [options.max_tokens] * len(prompts), prompts, strict=True)
+        ]
         samples: list[list[Sample]] = []
-        for start in range(0, len(prompts), size):
-            samples += self._batch(prompts[start : start + size], seeds[start])
+        for batch in self._batches([len(prompt) for prompt in prompts], limits):
+            samples += self._batch(prompts[batch], limits[batch], seeds[batch.start])
         return samples
 
-    def _batch(self, prompts: Sequence[Sequence[int]], seed: int) -> list[list[Sample]]:
+    def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> Iterator[slice]:
+        """Neighbours, as long as the longest prompt and the longest response of a batch fit into the model together:
+        prompts are padded on the left, and all of a batch write until the last has ended."""
+        size, start = max(1, _SEQUENCES // self._options.num_samples), 0
+        for stop in range(1, len(lengths) + 1):
+            whole = slice(start, stop + 1)
+            full = stop - start == size
+            if stop == len(lengths) or full or max(lengths[whole]) + max(limits[whole]) > self._options.max_model_len:
+                yield slice(start, stop)
+                start = stop
+
+    def _batch(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seed: int) -> list[list[Sample]]:
         longest = max(map(len, prompts))
         pad = min(self._ends)
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
@@ -48,19 +65,18 @@ class TransformersSampler:
             out = self._model.generate(
                 ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
-                generation_config=self._generation_config(longest, pad),
+                generation_config=self._generation_config(max(limits), pad),
                 logits_processor=LogitsProcessorList([raw]),
             )
         assert isinstance(out, torch.Tensor)
-        rows = [
-            self._cut(tokens, logprobs)
-            for tokens, logprobs in zip(out[:, longest:].tolist(), raw.logprobs(out), strict=True)
-        ]
+        num = self._options.num_samples
+        tokens, logprobs = out[:, longest:].tolist(), raw.logprobs(out)
         return [
-            rows[start : start + self._options.num_samples] for start in range(0, len(rows), self._options.num_samples)
+            [self._cut(tokens[row][:limit], logprobs[row][:limit]) for row in range(num * index, num * (index + 1))]
+            for index, limit in enumerate(limits)
         ]
 
-    def _generation_config(self, longest: int, pad: int) -> GenerationConfig:
+    def _generation_config(self, max_tokens: int, pad: int) -> GenerationConfig:
         options = self._options
         sampling = (
             {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.temperature else {}
@@ -68,7 +84,7 @@ class TransformersSampler:
         return GenerationConfig(
             do_sample=options.temperature > 0,
             num_return_sequences=options.num_samples,
-            max_new_tokens=min(options.max_tokens, options.max_model_len - longest),
+            max_new_tokens=max_tokens,
             eos_token_id=sorted(self._ends),
             pad_token_id=pad,
             **sampling,

@@ -86,6 +86,23 @@ def test_labels_that_are_all_the_same_are_refused_before_training(tiny_model: st
         train_run(config)
 
 
+def test_what_is_selected_is_what_is_trained_on(tiny_model: str, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, tiny_model, select={"num_problems": 4, "num_responses": 3}, train={"validation_fraction": 0}
+    )
+    write_reference_table(config, NUM_PROMPTS)
+    folder = StageFolder(config.run.dir, "train")
+    folder.path.mkdir(parents=True)
+    result = train.run(config, folder)
+    assert (result.rows_in, result.rows_out) == (36, 12)
+    assert result.details["selection"]["left_out"] == {"num_responses": 9, "num_problems": 15}
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["num_responses"] for line in lines] == [9, 3]
+    lengths = result.details["response_tokens"]
+    assert lengths["train"]["right"]["num"] + lengths["train"]["wrong"]["num"] == 12
+    assert lengths["test"]["right"]["num"] == 0
+
+
 def test_the_trained_adapter_lies_over_the_reference_and_scores_in_one_pass(tiny_model: str, tmp_path: Path) -> None:
     """Trained by two workers with sharded weights, in bfloat16 with gradient checkpointing: all at once."""
     settings = {"lora_rank": 4, "lr": 2e-2, "num_workers": 2, "parallel": "fsdp", "gradient_checkpointing": True}

@@ -65,8 +65,8 @@ def test_rollouts_keep_completions_and_join_steps_where_there_is_none(tmp_path: 
     assert [one.correct for one in rollouts.responses] == [True, False] and rollouts.gold_answer == "1"
 
 
-@pytest.mark.parametrize("label", [None, 1, "true", "yes", 0.5])
-def test_a_label_that_is_not_true_or_false_is_counted_and_never_wrong(tmp_path: Path, label: Any):
+@pytest.mark.parametrize("label", [None, 2, "true", "0.5", -0.1, 1.01, float("nan")])
+def test_a_label_that_is_neither_true_or_false_nor_a_chance_is_counted_and_never_wrong(tmp_path: Path, label: Any):
     response = {"generator": "a", "text": "A: 1", "correct": label}
     config = config_for(tmp_path, [nested(1, responses=[response]), nested(2)], preset="gsm8k_gpt3")
     bad = next(row for row in imported(config) if row["problem"] == "1?")

@@ -11,30 +11,34 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "config", "tables", "runlog"}
-MODULES = {"arithmetic", "problems", "answers"}
+MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
-    *("outcomelosses", "outcomedata", "scorer"),
+    *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "scorer", "headscorer"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "tables": {"errors"},
+    "tables": {"errors", "config"},
     "runlog": {"errors"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},
     "answers": FOUNDATION,
+    "dataselection": FOUNDATION,
     "adapters": {"errors"},
     "models": FOUNDATION | {"core", "adapters"},
     "scorer": FOUNDATION | {"core", "adapters", "models"},
+    "rewardmodels": FOUNDATION | {"core", "adapters", "models"},
+    "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},
     "trainerstate": set(),
     "trainer": FOUNDATION | {"core", "adapters", "weights", "sharding", "trainerstate"},
     "trainingdata": FOUNDATION | {"core", "trainer"},
     "outcomelosses": FOUNDATION | {"core", "weights", "trainer", "trainingdata", "outcomedata"},
+    "steplosses": FOUNDATION | {"core", "trainer", "trainingdata", "outcomelosses", "outcomedata"},
     "outcomedata": FOUNDATION | {"core", "trainer", "trainingdata", "outcomelosses"},
     "stages": BELOW_STAGES | {"stages"},
     "serve": FOUNDATION | {"core", "models", "scorer", "stages", "serve"},

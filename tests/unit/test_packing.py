@@ -7,7 +7,7 @@ import torch
 
 from prm_ray.core.packing import PromptGroup, pack
 from prm_ray.models import load_model
-from prm_ray.scorer import group_logprobs
+from prm_ray.scorer import group_values
 
 
 def random_groups(seed: int) -> list[PromptGroup]:
@@ -22,7 +22,7 @@ def random_groups(seed: int) -> list[PromptGroup]:
 @pytest.mark.parametrize("token_budget", [1, 25, 1000])
 def test_packed_log_probs_equal_those_of_each_response_alone(tiny_model: str, token_budget: int) -> None:
     model, groups = load_model(tiny_model, "float32"), random_groups(token_budget)
-    packed = group_logprobs(model, groups, token_budget)
+    packed = group_values(model, groups, token_budget)
     for group, logprobs in zip(groups, packed, strict=True):
         for response, ours in zip(group.responses, logprobs, strict=True):
             ids = torch.tensor([[*group.prompt, *response]])
@@ -35,7 +35,7 @@ def test_packed_log_probs_equal_those_of_each_response_alone(tiny_model: str, to
 def test_order_of_groups_and_responses_changes_nothing(tiny_model: str) -> None:
     model, groups = load_model(tiny_model, "float32"), random_groups(7)
     turned = [PromptGroup(group.prompt, group.responses[::-1]) for group in groups[::-1]]
-    forward, backward = group_logprobs(model, groups, 60), group_logprobs(model, turned, 60)
+    forward, backward = group_values(model, groups, 60), group_values(model, turned, 60)
     for ours, theirs in zip(forward, backward[::-1], strict=True):
         for one, other in zip(ours, theirs[::-1], strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
@@ -71,11 +71,11 @@ def test_every_shared_token_is_there_once() -> None:
 
 def test_an_empty_response_has_no_log_probs_and_disturbs_nobody(tiny_model: str) -> None:
     model = load_model(tiny_model, "float32")
-    ((empty, ours),) = group_logprobs(model, [PromptGroup([3, 4], [[], [5, 6]])], 100)
-    ((alone,),) = group_logprobs(model, [PromptGroup([3, 4], [[5, 6]])], 100)
+    ((empty, ours),) = group_values(model, [PromptGroup([3, 4], [[], [5, 6]])], 100)
+    ((alone,),) = group_values(model, [PromptGroup([3, 4], [[5, 6]])], 100)
     assert empty.tolist() == []
     torch.testing.assert_close(ours, alone)
-    (((nothing,)),) = group_logprobs(model, [PromptGroup([3, 4], [[]])], 100)
+    (((nothing,)),) = group_values(model, [PromptGroup([3, 4], [[]])], 100)
     assert nothing.tolist() == []
 
 

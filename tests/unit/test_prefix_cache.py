@@ -17,7 +17,7 @@ from prm_ray.core.prefixcache import PrefixCache
 from prm_ray.core.radix import RadixTree
 from prm_ray.errors import UserError
 from prm_ray.models import load_model, load_tokenizer
-from prm_ray.scorer import Scorer, cached_group_logprobs, group_logprobs
+from prm_ray.scorer import Scorer, cached_group_logprobs, group_values
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2": {},
@@ -58,7 +58,7 @@ def random_calls(seed: int, num_calls: int = 8) -> list[list[PromptGroup]]:
 def check(cache: PrefixCache, groups: list[PromptGroup], token_budget: int = 5000) -> int:
     """Compare with the log-probs without a cache; the number of tokens that were computed for it."""
     before = cache.num_computed
-    ours, theirs = cached_group_logprobs(cache, groups, token_budget), group_logprobs(cache.model, groups, 5000)
+    ours, theirs = cached_group_logprobs(cache, groups, token_budget), group_values(cache.model, groups, 5000)
     for our_responses, their_responses in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our_responses, their_responses, atol=1e-5, rtol=0)
     assert cache.num_used <= cache.num_tokens
@@ -167,7 +167,7 @@ def test_threads_that_share_a_cache_wait_for_each_other(model: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda groups: cached_group_logprobs(cache, groups, 100), calls))
     for groups, ours in zip(calls, results, strict=True):
-        for our_responses, theirs in zip(ours, group_logprobs(model, groups, 5000), strict=True):
+        for our_responses, theirs in zip(ours, group_values(model, groups, 5000), strict=True):
             torch.testing.assert_close(our_responses, theirs, atol=1e-5, rtol=0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prm_ray.core.packing import PromptGroup
 from prm_ray.core.rewards import prefix_values, step_rewards, token_rewards
-from prm_ray.scorer import group_logprobs
+from prm_ray.scorer import group_values
 from tests.exactness import tiny
 
 VOCABULARY, LENGTH = 5, 5
@@ -29,7 +29,7 @@ def all_logprobs(seed: int) -> Tensor:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return torch.stack(group_logprobs(model, [PromptGroup(PROMPT, RESPONSES)], 100_000)[0]).double()
+    return torch.stack(group_values(model, [PromptGroup(PROMPT, RESPONSES)], 100_000)[0]).double()
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_a_long_list_of_mistakes_is_cut_short():
 
 def test_an_unknown_aggregation_is_refused_by_name():
     body = {"query": "1", "documents": ["2"], "aggregation": "max"}
-    assert "aggregation: Input should be 'sum', 'mean', 'min' or 'last'" in refusal(RerankRequest, body)
+    assert "aggregation: Input should be 'sum', 'mean', 'min', 'last'" in refusal(RerankRequest, body)
 
 
 def test_the_best_comes_first_ties_keep_their_order_and_failures_come_last_without_a_number():

@@ -240,6 +240,21 @@ def test_picks_of_other_scores_are_refused(tmp_path):
         evaluate.run(config, StageFolder(tmp_path, "evaluate"))
 
 
+def test_the_page_shows_lengths_by_label_and_what_training_left_out(tmp_path):
+    summary = {"num": 1234, "mean": 20.25, "p10": 11.0, "median": 19.0, "p90": 33.0, "max": 40}
+    lengths = {"right": summary, "wrong": summary, "right_is_longer": {"overall": 0.347, "within_problem": None}}
+    config, train = make_run(tmp_path), StageFolder(tmp_path, "train")
+    train.begin({})
+    details = {"response_tokens": {"train": lengths, "test": lengths}, "selection": {"left_out": {"ngram_training": 7}}}
+    train.finish({"stage": "train", "details": details})
+    run_stages(config)
+    assert report_of(tmp_path)["response_tokens"]["test"] == lengths
+    page = re.sub(r"\s+", " ", page_of(tmp_path))
+    assert "<td>Held out, wrong</td><td>1,234</td><td>20.2</td><td>11</td><td>19</td><td>33</td><td>40</td>" in page
+    assert "<b>34.7 %</b> of the time among the held-out ones (n/a within a problem)." in page
+    assert "not selected: 7 \N{MULTIPLICATION SIGN} ngram_training" in page
+
+
 def test_page_is_made_when_every_candidate_is_right_or_every_one_wrong(tmp_path):
     parts = [[row("p1", 0, 1.0, False, "2"), row("p1", 1, 0.5, False, "3")]]
     run_stages(make_run(tmp_path, parts))

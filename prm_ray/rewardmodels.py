@@ -1,0 +1,97 @@
+"""Reward models with a head: made from a language model, loaded with what reads them.
+
+A value head is a model for sequence classification with one label, as such reward models are published; label tokens
+need no weights of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prm_ray.adapters import adapter_base
+from prm_ray.core.allocator import keep_freed_memory
+from prm_ray.core.forward import Reading, response_logprobs, response_values
+from prm_ray.core.heads import LabelTokens, score_head
+from prm_ray.errors import UserError
+from prm_ray.models import first_line, load_model, load_tokenizer, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+HEADS = ("value_head", "label_token")
+
+
+def reading_of(reward: str, label_tokens: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Reading:
+    """What training and scoring read at response tokens. Raises `UserError` for a label that is not one token."""
+    if reward == "log_ratio":
+        return response_logprobs
+    if reward == "value_head":
+        return partial(response_values, head=score_head)
+    right, wrong = (_token_of(word, tokenizer) for word in label_tokens)
+    if right == wrong:
+        raise UserError(f"train.label_tokens {list(label_tokens)} are one and the same token; they must differ")
+    return partial(response_values, head=LabelTokens(right, wrong))
+
+
+def _token_of(word: str, tokenizer: PreTrainedTokenizerFast) -> int:
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise UserError(f"train.label_tokens {word!r} is {len(ids)} tokens of this tokenizer; it must be one")
+    return ids[0]
+
+
+def load_with_value_head(
+    name: str, dtype: str = "bfloat16", trust_remote_code: bool = False, device: str | None = None, seed: int = 0
+) -> PreTrainedModel:
+    """A value head's model in eval mode; over a plain language model a new head, the same for the same seed.
+
+    Raises `UserError` for what does not load or has more than one label.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    if adapter_base(name) is not None:
+        raise UserError(f"model {name!r} is an adapter folder; a value head needs a whole model")
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            resolve_model(name),
+            num_labels=1,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {name!r} does not load with a value head: {first_line(error)}") from None
+    if loading["missing_keys"]:
+        _start_head(model, seed)
+    if model.config.pad_token_id is None:  # transformers' own forward pass asks for one
+        model.config.pad_token_id = load_tokenizer(name).eos_token_id
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        keep_freed_memory()
+    return model.to(device).eval()
+
+
+def _start_head(model: Any, seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weight = model.score.weight
+    start = torch.randn(weight.shape, generator=generator) * model.config.get_text_config().initializer_range
+    weight.data = start.to(weight)
+
+
+def load_reward_model(
+    folder: str | Path, facts: dict[str, Any], dtype: str = "bfloat16", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Reading]:
+    """A trained head with its tokenizer and what reads it; `facts` are those of its prm.json."""
+    path, tokenizer = str(folder), load_tokenizer(str(folder))
+    load = load_with_value_head if facts["reward"] == "value_head" else load_model
+    reading = reading_of(facts["reward"], facts.get("label_tokens", ()), tokenizer)
+    return load(path, dtype, trust_remote_code), tokenizer, reading

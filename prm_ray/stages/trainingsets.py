@@ -1,0 +1,98 @@
+"""The responses that a run trains on, and those it holds out to measure while it trains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prm_ray.config import RunConfig
+from prm_ray.dataselection import Selection
+from prm_ray.errors import UserError
+from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
+from prm_ray.outcomelosses import CrossEntropy
+from prm_ray.stages.trainingrows import read_training_rows
+from prm_ray.steplosses import training_loss
+from prm_ray.trainer import Trainer
+
+_KEPT = ("prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "soft_label")
+_MISMATCHED = ("mismatched_tokens", "mismatched_logprob")
+
+
+def needs_step_labels(config: RunConfig) -> bool:
+    return config.train.objective.startswith("step_") and config.train.step_labels != "outcome"
+
+
+def selected_responses(config: RunConfig) -> Selection:
+    """The rows that are trained on or held out while training. Raises `UserError` if there are none."""
+    objective, stage = config.train.objective, "step_label" if "step_label" in config.stages() else "reference"
+    columns = [*_KEPT, *(_MISMATCHED if objective == "kto" else ())]
+    columns += ["step_ends"] if objective.startswith("step_") else []
+    if not needs_step_labels(config):
+        return read_training_rows(config, columns, stage)
+    selection = read_training_rows(config, [*columns, "step_labels"], stage)
+    labelled = selection.table.filter(pc.is_valid(selection.table["step_labels"]))
+    if not labelled.num_rows:
+        raise UserError(f"none of {selection.table.num_rows} training responses has step labels; nothing to train on")
+    without = selection.table.num_rows - labelled.num_rows
+    left_out = selection.left_out | ({"no_step_labels": without} if without else {})
+    return replace(selection, table=labelled, left_out=left_out)
+
+
+def training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:
+    """`table` = the selected responses, read anew if not given."""
+    section = config.train
+    return OutcomeData(
+        _part(selected_responses(config).table if table is None else table, config, held_out=False),
+        training_loss(section, config.train_seed),
+        kind=_kind(config),
+        with_reference=section.with_reference,
+        skip_uniform=section.skip_uniform_prompts,
+        balance=section.balance_labels,
+    )
+
+
+def check_labels(data: OutcomeData, config: RunConfig) -> None:
+    """Raises `UserError` if there is nothing to tell apart."""
+    if not data.sizes or len(set(data.labels)) < 2:
+        which = {1.0: "right", 0.0: "wrong"}.get(data.labels[0], f"right with the same chance, {data.labels[0]}")
+        raise UserError(
+            f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
+            f"generate more, or change generate.temperature (now {config.generate.temperature}) or the problems"
+        )
+
+
+def held_out_measure(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
+    """Loss, accuracy and AUC of response rewards on the held-out share, whatever the objective."""
+    section = config.train
+    beta = section.beta if section.reward == "log_ratio" else 1.0
+    data = OutcomeData(
+        _part(selected_responses(config).table, config, held_out=True),
+        CrossEntropy(beta),
+        kind=_kind(config),
+        with_reference=section.with_reference,
+    )
+
+    def measure(trainer: Trainer) -> dict[str, Any]:
+        preview = partial(trainer.preview, token_budget=section.token_budget)
+        return held_out_metrics(data.rewards(range(len(data.sizes)), beta, preview))
+
+    return measure
+
+
+def _kind(config: RunConfig) -> Kind:
+    return "log_ratio" if config.train.reward == "log_ratio" else "head"
+
+
+def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
+    """The rows of the problems that are trained on, or of the seeded share held out to measure."""
+    prompts = sorted(set(table["prompt_id"].to_pylist()))
+    random.Random(f"{config.train_seed}-held-out").shuffle(prompts)
+    num_held_out = round(config.train.validation_fraction * len(prompts))
+    chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
+    return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
