@@ -21,7 +21,7 @@ from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
-from prm_ray.tables import StageFolder
+from prm_ray.tables import FOLDERS, StageFolder
 
 _WITHOUT_RAY = ("rerank", "evaluate")
 _OURS_IN_TRACEBACK = re.compile(r"^\s*prm_ray\.errors\.(UserError|NonFiniteLossError): (.+)$", re.MULTILINE)
@@ -170,13 +170,22 @@ def _defaults(config: RunConfig, stage: str) -> dict[str, Any]:
     return RunConfig().identity(stage) | _other_runs(config, stage)
 
 
-def _other_runs(config: RunConfig, stage: str) -> dict[str, str]:
-    """When the stages of other runs finished that settings name: the checkpoint a second stage starts from, say."""
+def _other_runs(config: RunConfig, stage: str) -> dict[str, list[str]]:
+    """When what settings name of other runs was finished: a checkpoint to start from, runs whose data are mixed in."""
     found = {}
     for key, value in config.identity(stage).items():
-        if isinstance(value, str) and os.path.isfile(manifest := os.path.join(value, "manifest.json")):
-            found[f"{key}.finished_at"] = json.loads(Path(manifest).read_text(encoding="utf-8"))["finished_at"]
+        folders = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+        if finished := [at for folder in folders if (at := _finished_at(folder))]:
+            found[f"{key}.finished_at"] = finished
     return found
+
+
+def _finished_at(folder: str) -> str | None:
+    """Of a folder of a stage, or of the last table that a run has to train on; None if it is neither."""
+    for inside in ("", FOLDERS["step_label"], FOLDERS["reference"]):
+        if os.path.isfile(manifest := os.path.join(folder, inside, "manifest.json")):
+            return json.loads(Path(manifest).read_text(encoding="utf-8"))["finished_at"]
+    return None
 
 
 def _manifest(stage: str, identity: dict[str, Any], result: StageResult, seconds: float) -> dict[str, Any]:

@@ -103,9 +103,9 @@ def test_a_checkpoint_of_another_run_that_was_made_again_is_noticed(tmp_path: Pa
     Sharing(runs.values()).link_finished(runs["two-0"])
     check_settings(runs["two-0"].config)
     folder = StageFolder(runs["two-0"].config.run.dir, "reference")
-    made_with = {"label.finished_at": "noon", "reference.model.finished_at": "noon"}
+    made_with = {"label.finished_at": "noon", "reference.model.finished_at": ["noon"]}
     folder.begin(runs["two-0"].config.identity("reference") | made_with)
     check_settings(runs["two-0"].config)
     StageFolder(runs["ce-0"].config.run.dir, "train").finish({"finished_at": "evening"})
-    with pytest.raises(UserError, match=r"reference\.model\.finished_at was 'noon', now 'evening'"):
+    with pytest.raises(UserError, match=r"reference\.model\.finished_at was \['noon'\], now \['evening'\]"):
         check_settings(runs["two-0"].config)
