@@ -34,6 +34,8 @@ _VERBS = {
     **STAGE_HELP,
     "serve": "serve the trained model over HTTP: /score, /rerank, /healthz",
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
+    "experiment": "train many variants of one config, each with several seeds, then compare them",
+    "compare": "compare finished runs: one page, pictures and a table",
 }
 _ALL = "all"
 
@@ -44,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not words or words[0] not in _VERBS:
         _top_parser().parse_args(words)
     verb = words[0]
-    args = _verb_parser(verb).parse_intermixed_args(_fresh_spelled_out(words[1:]))
+    args = _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(_fresh_spelled_out(words[1:]))
     with failing_in_one_line():
+        if verb in _SEVERAL_RUNS:
+            _SEVERAL_RUNS[verb](args)
+            return
         config = _config(verb, args)
         fresh_from = _fresh_from(verb, args.fresh, config)
         _dispatch(verb, config, fresh_from)
@@ -72,6 +77,35 @@ def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
         pipeline.run_all(config)
     else:
         pipeline.run_stage(config, verb)
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from prm_ray.experiment.grid import load_experiment
+    from prm_ray.experiment.listing import listing
+    from prm_ray.runlog import set_up_logging
+
+    experiment = load_experiment(args.file, args.overrides, args.dir)
+    if args.list:
+        print(listing(experiment))
+        return
+    set_up_logging()
+    from prm_ray.experiment.execute import run_experiment
+
+    fresh = "train" if args.fresh == _ALL else args.fresh
+    if failures := run_experiment(experiment, args.only, fresh):
+        sys.exit("\n".join(f"prm-ray: error: {line}" for line in failures))  # with exit code 1
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from prm_ray.compare.compare import compare_words
+    from prm_ray.runlog import set_up_logging
+
+    set_up_logging()
+    print(compare_words(args.runs, args.out, args.show))
+
+
+_SEVERAL_RUNS = {"experiment": _experiment, "compare": _compare}
+"""Verbs that take no config of one run."""
 
 
 def _config(verb: str, args: argparse.Namespace) -> RunConfig:
@@ -152,6 +186,46 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
         f"(without STAGE: {'from this stage on' if verb in STAGE_HELP else 'all of them'})",
     )
     return parser
+
+
+def _experiment_parser(verb: str) -> argparse.ArgumentParser:
+    example = "configs/experiments/objectives.toml"
+    parser = Parser(
+        f"prm-ray {verb}",
+        _VERBS[verb].capitalize() + ".\n\nFinished runs are skipped, so the same command goes on after a kill.",
+        f"examples:\n  prm-ray {verb} {example} --list\n  prm-ray {verb} {example} --only ce dpo\n"
+        f"  prm-ray {verb} {example} problems.num_train=100 --dir runs/quick\n",
+    )
+    parser.add_argument("file", metavar="FILE", help="TOML file of the experiment")
+    add_overrides(parser)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="these variants and those they build on")
+    parser.add_argument("--list", action="store_true", help="show variants and how many of their runs are finished")
+    parser.add_argument("--dir", metavar="DIR", help="folder of all runs, in place of the file's own")
+    parser.add_argument(
+        "--fresh",
+        metavar="STAGE",
+        nargs="?",
+        const=_ALL,
+        choices=[_ALL, *STAGE_HELP],
+        help="first remove the results of STAGE (train, if none is named) and later stages of the variants asked for",
+    )
+    return parser
+
+
+def _compare_parser(verb: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        f"prm-ray {verb}",
+        _VERBS[verb].capitalize() + ".\n\nRuns whose folders are called NAME-SEED are pooled by NAME; the first run's "
+        "method is what the others are compared with.",
+        f"example:\n  prm-ray {verb} runs/demo longer=runs/arithmetic --out comparison\n",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a finished run, or NAME=FOLDER")
+    parser.add_argument("--out", metavar="DIR", default="comparison", help="where to write (default: comparison)")
+    parser.add_argument("--show", metavar="NAME", nargs="+", default=[], help="methods that lines and examples are of")
+    return parser
+
+
+_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser}
 
 
 def _version() -> str:

@@ -1,10 +1,13 @@
-"""One TOML file = one run, a section a stage: reads it plus `section.key=value` overrides into a frozen `RunConfig`.
+"""One file = one run, a section a stage: reads it plus `section.key=value` overrides into a frozen `RunConfig`.
+
+People write TOML; programs (an experiment, for each of its runs) write the same sections as JSON.
 
 Nothing heavy is imported here: a wrong config is answered in well under a second. Defaults live here and nowhere else.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -392,6 +395,8 @@ class TrainSection(FitSection):
     """`value_head`: learning rate of the new layer; none = `lr`."""
     beta: float = Field(0.05, gt=0)
     """Scale of the log-ratio: reward = beta * log(policy / reference)."""
+    seed: int | None = Field(None, ge=0)
+    """Seeds what training draws: problems held out, order of batches, weights that start at random; none = run.seed."""
     with_reference: bool = True
     """False: log policy in place of log(policy / reference) (arXiv 2412.01981 Table 5)."""
     max_pairs: int | None = Field(None, ge=1)
@@ -562,6 +567,10 @@ class RunConfig(Section):
             skipped.add("step_label")
         return tuple(stage for stage in STAGES if stage not in skipped)
 
+    @property
+    def train_seed(self) -> int:
+        return self.run.seed if self.train.seed is None else self.train.seed
+
     def section(self, name: str) -> Section:
         """The section of this name in the file."""
         return getattr(self, "import_" if name == "import" else name)
@@ -578,23 +587,44 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a TOML file and apply `section.key=value` overrides (value in TOML syntax; bare words are strings).
+    """Read a file and apply `section.key=value` overrides (value in TOML syntax; bare words are strings).
 
     Raises `UserError` with every wrong key named as `section.key`.
     """
+    data = read_settings(path)
+    apply_overrides(data, overrides or [])
+    return parse_config(data)
+
+
+def read_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:
+    """The sections of a file as they stand there. Raises `UserError` if it is not there or not TOML (or JSON)."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"config file {str(path)!r} does not exist")
+        raise UserError(f"{what} {str(path)!r} does not exist")
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {str(path)!r} is not valid TOML: {error}") from None
-    for override in overrides or []:
-        _apply_override(data, override)
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {str(path)!r} is not valid {kind}: {error}") from None
+
+
+def parse_config(data: dict[str, Any]) -> RunConfig:
+    """Raises `UserError` with every wrong key named as `section.key`."""
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise UserError("; ".join(_one_line(item) for item in error.errors())) from None
+        raise UserError(validation_message(error)) from None
+
+
+def validation_message(error: ValidationError) -> str:
+    return "; ".join(_one_line(item) for item in error.errors())
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
+    """Put the values of `section.key=value` words into `data`."""
+    for override in overrides:
+        _apply_override(data, override)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

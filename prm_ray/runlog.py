@@ -92,3 +92,11 @@ def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, An
                     yield json.loads(line)
         if last_look:
             return
+
+
+def duration(seconds: float) -> str:
+    """`1 h 12 min`, `3 min`, `40 s`."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{round(seconds)} s"

@@ -120,7 +120,15 @@ class StageFolder:
         return json.loads(self.manifest_path.read_text(encoding="utf-8"))
 
     def begin(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-        """Open for work; a folder begun with other settings is refused, never mixed or silently thrown away."""
+        """Open for work; a folder begun with other settings is refused, never mixed or silently thrown away.
+
+        So is a link: what is behind it belongs to another run.
+        """
+        if self.path.is_symlink():
+            raise UserError(
+                f"{str(self.path)!r} is a link to {str(self.path.parent / self.path.readlink())!r}, which is not "
+                "finished: finish it there, or remove the link"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self.check_identity(identity, defaults)
         write_json(self.path / "started.json", identity)
@@ -147,7 +155,13 @@ class StageFolder:
         write_json(self.manifest_path, manifest)
 
     def clear(self) -> None:
-        """Remove the folder; the manifest goes first, so a kill half-way leaves it unfinished, not wrong."""
+        """Remove the folder; the manifest goes first, so a kill half-way leaves it unfinished, not wrong.
+
+        Of a link only the link itself: what is behind it belongs to another run.
+        """
+        if self.path.is_symlink():
+            self.path.unlink()
+            return
         self.manifest_path.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 

@@ -47,6 +47,8 @@ class FitPlan:
     """Folder of the model that training starts from."""
     config: RunConfig
     section: FitSection
+    seed: int
+    """Of the order of the batches and of weights that start at random."""
     make_data: Callable[[], TrainingData]
     make_held_out: Callable[[], Callable[[Trainer], dict[str, Any]]] | None = None
     adapter: AdapterSettings | None = None
@@ -60,7 +62,7 @@ class FitPlan:
 
     def steps(self, data: TrainingData) -> list[list[int]]:
         """The items of every optimizer step."""
-        return plan_steps(data.sizes, self.section.batch_size, self.section.epochs, self.config.run.seed)
+        return plan_steps(data.sizes, self.section.batch_size, self.section.epochs, self.seed)
 
 
 def fit(plan: FitPlan, num_steps: int) -> None:
@@ -154,7 +156,7 @@ def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
         device="cpu" if is_sharded else None,  # from there each layer goes to the GPU and is cut at once
     )
     if plan.adapter is not None:
-        model = add_adapter(model, plan.adapter, config.run.seed)
+        model = add_adapter(model, plan.adapter, plan.seed)
     return Trainer(
         model,
         Schedule(section.lr, num_steps, section.warmup_ratio, section.cycles),

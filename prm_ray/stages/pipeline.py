@@ -6,9 +6,13 @@ A stage is a module with `run(config, folder) -> StageResult`. All about order, 
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,12 +32,22 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
 
     Raises `UserError` before any work if a folder was made with other settings.
     """
+    check_settings(config)
+    check_inputs(config, config.stages())
+    return {stage: run_stage(config, stage) for stage in config.stages()}
+
+
+def check_settings(config: RunConfig) -> None:
+    """Raises `UserError` if a folder of this run was made with other settings than the config's."""
     for stage in config.stages():
         _check_identity(config, stage)
-    for stage in config.stages():
+
+
+def check_inputs(config: RunConfig, stages: Iterable[str]) -> None:
+    """Raises `UserError` if an unfinished one of these stages cannot have what it takes from outside the run."""
+    for stage in stages:
         if not StageFolder(config.run.dir, stage).is_done():
             _check_inputs(config, stage)
-    return {stage: run_stage(config, stage) for stage in config.stages()}
 
 
 def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
@@ -56,7 +70,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
 
         start_ray(config)
     resumed = folder.path.is_dir()
-    folder.begin(identity, RunConfig().identity(stage))
+    folder.begin(identity, _defaults(config, stage))
     log.info("%-9s %s in %s", stage, "goes on" if resumed else "starts", folder.path)
     start = time.monotonic()
     try:
@@ -83,7 +97,7 @@ def clear_from(config: RunConfig, stage: str) -> None:
         _check_identity(config, earlier)
     for later in reversed(stages[stages.index(stage) :]):
         folder = StageFolder(config.run.dir, later)
-        if folder.path.exists():
+        if os.path.lexists(folder.path):  # a link whose other end is gone is removed too
             log.info("%-9s removing %s", later, folder.path)
             folder.clear()
 
@@ -138,17 +152,31 @@ def _check_upstream(config: RunConfig, stage: str) -> None:
 
 
 def _check_identity(config: RunConfig, stage: str) -> None:
-    StageFolder(config.run.dir, stage).check_identity(_identity(config, stage), RunConfig().identity(stage))
+    StageFolder(config.run.dir, stage).check_identity(_identity(config, stage), _defaults(config, stage))
 
 
 def _identity(config: RunConfig, stage: str) -> dict[str, Any]:
-    """The settings behind a stage, and when the stage before it finished: what was redone upstream is noticed too."""
+    """The settings behind a stage, and when what it builds on finished: what was redone upstream is noticed too."""
     stages = config.stages()
     identity = config.identity(stage)
     if index := stages.index(stage):
         before = StageFolder(config.run.dir, stages[index - 1])
         identity[f"{before.stage}.finished_at"] = before.manifest()["finished_at"] if before.is_done() else None
-    return identity
+    return identity | _other_runs(config, stage)
+
+
+def _defaults(config: RunConfig, stage: str) -> dict[str, Any]:
+    """What a folder of an older version, which did not know a setting, counts as begun with."""
+    return RunConfig().identity(stage) | _other_runs(config, stage)
+
+
+def _other_runs(config: RunConfig, stage: str) -> dict[str, str]:
+    """When the stages of other runs finished that settings name: the checkpoint a second stage starts from, say."""
+    found = {}
+    for key, value in config.identity(stage).items():
+        if isinstance(value, str) and os.path.isfile(manifest := os.path.join(value, "manifest.json")):
+            found[f"{key}.finished_at"] = json.loads(Path(manifest).read_text(encoding="utf-8"))["finished_at"]
+    return found
 
 
 def _manifest(stage: str, identity: dict[str, Any], result: StageResult, seconds: float) -> dict[str, Any]:

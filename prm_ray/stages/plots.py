@@ -66,8 +66,9 @@ def chart(report: dict[str, Any]) -> dict[str, Any]:
         return round(HEIGHT - BOTTOM - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM), 1)
 
     drawn = [_draw(line, report["accuracy"][line.method], sizes, (x, y)) for line in lines]
-    for item, place in zip(drawn, _spread([item["dots"][-1]["y"] for item in drawn]), strict=True):
-        item["label_y"] = place
+    ends = [item["dots"][-1]["y"] for item in drawn]
+    for item, place in zip(drawn, spread(ends, _LABEL_GAP, HEIGHT - BOTTOM), strict=True):
+        item["label_y"] = round(place, 1)
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -146,18 +147,17 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 4) for number in range(first, last + 1)]
 
 
-def _spread(places: list[float]) -> list[float]:
-    """Move labels apart, up and down, until none touches the next; their order stays."""
+def spread(places: list[float], gap: float, limit: float) -> list[float]:
+    """Move labels apart, up and down, to be `gap` from each other and none above `limit`; their order stays."""
     order = sorted(range(len(places)), key=lambda index: places[index])
-    spread = [places[index] for index in order]
-    for index in range(1, len(spread)):
-        spread[index] = max(spread[index], spread[index - 1] + _LABEL_GAP)
-    overflow = max(0.0, spread[-1] - (HEIGHT - BOTTOM))
-    limit = spread[-1] - overflow
-    for index in range(len(spread) - 1, -1, -1):
-        spread[index] = min(spread[index], limit)
-        limit = spread[index] - _LABEL_GAP
+    moved = [places[index] for index in order]
+    for index in range(1, len(moved)):
+        moved[index] = max(moved[index], moved[index - 1] + gap)
+    limit = min(moved[-1], limit)
+    for index in range(len(moved) - 1, -1, -1):
+        moved[index] = min(moved[index], limit)
+        limit = moved[index] - gap
     result = [0.0] * len(places)
-    for index, place in zip(order, spread, strict=True):
-        result[index] = round(place, 1)
+    for index, place in zip(order, moved, strict=True):
+        result[index] = round(place, 4)
     return result

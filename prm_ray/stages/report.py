@@ -6,11 +6,14 @@ import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.errors import UserError
 from prm_ray.stages.measure import PASS_AT_1
 from prm_ray.stages.plots import chart, label_of
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = "report.html.jinja"
 _NONE = "n/a"
@@ -53,20 +56,7 @@ def text_table(report: dict[str, Any]) -> str:
 
 def write_page(report: dict[str, Any], examples: list[dict[str, Any]], path: Path) -> None:
     """report.html: one file, nothing loaded from elsewhere, everything escaped."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise UserError("the report needs jinja2, which is not installed: pip install jinja2") from None
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of}
-    environment.filters |= {"count": _count, "tenth": _tenth}
-    page = environment.get_template(TEMPLATE).render(
+    page = page_template(Path(__file__).parent / TEMPLATE).render(
         report=report,
         chart=chart(report),
         tiles=_tiles(report),
@@ -76,6 +66,24 @@ def write_page(report: dict[str, Any], examples: list[dict[str, Any]], path: Pat
         config_text=json.dumps(report["config"], indent=2),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def page_template(path: Path) -> Template:
+    """A template that escapes everything and has the style and the filters of all our pages."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise UserError("the report needs jinja2, which is not installed: pip install jinja2") from None
+    environment = Environment(
+        loader=FileSystemLoader([path.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of}
+    environment.filters |= {"count": _count, "tenth": _tenth}
+    return environment.get_template(path.name)
 
 
 def percent(value: float | None) -> str:

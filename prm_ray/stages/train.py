@@ -54,10 +54,10 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     check_labels(data, config)
     make_data, make_held_out = partial(training_data, config), partial(held_out_measure, config)
     plan = FitPlan(
-        *("train", folder.path, policy, config, section),
+        *("train", folder.path, policy, config, section, config.train_seed),
         *(make_data, make_held_out, adapter),
         reading=reading_of(section.reward, section.label_tokens, load_tokenizer(policy)),
-        load=partial(load_with_value_head, seed=config.run.seed) if section.reward == "value_head" else load_model,
+        load=partial(load_with_value_head, seed=config.train_seed) if section.reward == "value_head" else load_model,
         head_lr=section.head_lr,
     )
     num_steps = len(plan.steps(data))

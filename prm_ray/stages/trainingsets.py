@@ -49,7 +49,7 @@ def training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeDa
     section = config.train
     return OutcomeData(
         _part(selected_responses(config).table if table is None else table, config, held_out=False),
-        training_loss(section, config.run.seed),
+        training_loss(section, config.train_seed),
         kind=_kind(config),
         with_reference=section.with_reference,
         skip_uniform=section.skip_uniform_prompts,
@@ -92,7 +92,7 @@ def _kind(config: RunConfig) -> Kind:
 def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
     """The rows of the problems that are trained on, or of the seeded share held out to measure."""
     prompts = sorted(set(table["prompt_id"].to_pylist()))
-    random.Random(f"{config.run.seed}-held-out").shuffle(prompts)
+    random.Random(f"{config.train_seed}-held-out").shuffle(prompts)
     num_held_out = round(config.train.validation_fraction * len(prompts))
     chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
     return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))

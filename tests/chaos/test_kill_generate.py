@@ -4,15 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from prm_ray.tables import StageFolder
+from tests.processes import MARK, marked, wait_until
 
 NUM_PROBLEMS, NUM_SAMPLES, NUM_SHARDS = 36, 4, 18
 DRIVER = """
@@ -48,36 +45,9 @@ problems_per_shard = 2
 """
 
 
-@pytest.fixture
-def mark() -> Iterator[str]:
-    """An environment variable's value by which every process of the test can be told from all others."""
-    mark = uuid.uuid4().hex
-    yield mark
-    for process in processes(mark):
-        process.kill()
-
-
-def processes(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("PRM_RAY_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
 def start(config: Path, mark: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PRM_RAY_TEST_MARK": mark}
+    environment = os.environ | {MARK: mark}
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(config)], env=environment)
-
-
-def wait_until(condition, seconds: float, what: str) -> None:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, f"no {what} within {seconds:g} s"
-        time.sleep(0.05)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mark: str):
@@ -89,7 +59,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mar
     wait_until(lambda: folder.finished_parts() or driver.poll() is not None, 400, "part")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_until(lambda: not processes(mark), 180, "end of the killed run's processes")
+    wait_until(lambda: not marked(mark), 180, "end of the killed run's processes")
     parts = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
     assert 1 <= len(parts) < NUM_SHARDS and not folder.is_done()
 
@@ -98,4 +68,4 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mar
     assert parts == {index: folder.part_path(index).stat().st_mtime_ns for index in parts}
     keys = [(row["prompt_id"], row["sample_index"]) for row in folder.rows(["prompt_id", "sample_index"])]
     assert len(keys) == len(set(keys)) == NUM_PROBLEMS * NUM_SAMPLES
-    wait_until(lambda: not processes(mark), 60, "end of the finished run's processes")
+    wait_until(lambda: not marked(mark), 60, "end of the finished run's processes")

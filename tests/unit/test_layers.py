@@ -42,9 +42,11 @@ MAY_IMPORT = {
     "outcomedata": FOUNDATION | {"core", "trainer", "trainingdata", "outcomelosses"},
     "stages": BELOW_STAGES | {"stages"},
     "serve": FOUNDATION | {"core", "models", "scorer", "stages", "serve"},
+    "compare": FOUNDATION | {"core", "arithmetic", "stages"},
+    "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"stages", "serve"},
     "entry": FOUNDATION,
-    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo"},
+    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
 }
 """Part of prm_ray -> the parts it may name, anywhere in its files."""
@@ -57,7 +59,8 @@ TOP_LEVEL = {
     **dict.fromkeys(ENGINES, NEURAL),
     "stages": NEURAL | {"ray", "matplotlib", "jinja2"},
     "serve": NEURAL | {"ray", "fastapi", "starlette"},
-    **dict.fromkeys(("cli", "demo", "entry", "jobs"), LIGHT),
+    "compare": LIGHT | {"numpy", "safetensors"},
+    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment"), LIGHT),
 }
 """Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
 
@@ -68,6 +71,8 @@ USES_VLLM = {"prm_ray/stages/sampler.py"}
 LIGHT_PROCESSES = {
     "prm_ray.config": "torch ray transformers vllm",
     "prm_ray.cli": "torch ray transformers vllm",
+    "prm_ray.experiment.grid": "torch ray transformers vllm",
+    "prm_ray.compare.compare": "torch ray transformers vllm",
     "prm_ray.scorer": "ray vllm",
     "prm_ray.trainer": "ray vllm",
 }

@@ -1,0 +1,111 @@
+"""Colours and axes that the pictures share."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prm_ray.stages.plots import spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours for one kind of page."""
+
+    page: str
+    text: str
+    soft: str
+    line: str
+    good: str
+    bad: str
+    series: tuple[str, ...]
+
+
+LIGHT = Ink(
+    *("#ffffff", "#14181f", "#5b6472", "#e2e6ec", "#16945a", "#d6521c"),
+    ("#2563eb", "#d97706", "#0d9488", "#c026d3", "#dc2626", "#4d7c0f", "#0e7490", "#7c3aed"),
+)
+DARK = Ink(
+    *("#181e27", "#e7ebf1", "#9aa5b5", "#2b3442", "#34d38c", "#fb844a"),
+    ("#6ea0ff", "#fbbf24", "#2dd4bf", "#e879f9", "#f87171", "#a3e635", "#22d3ee", "#a78bfa"),
+)
+_LABEL_POINTS = 9.0
+_SAME_COLUMN = 0.03
+"""Dots nearer than this, in widths of the axes, have their numbers moved apart."""
+
+
+def new_axes(ink: Ink, width: float, height: float, columns: int | None = None) -> Any:
+    """Axes of a new figure of so many inches; a list of them that share their y axis if `columns` is given."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=ink.page)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, columns or 1, sharey=True, squeeze=False)[0]
+    for axes in grid:
+        axes.set_facecolor(ink.page)
+        axes.grid(color=ink.line, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(ink.line)
+        axes.tick_params(which="both", colors=ink.soft, labelsize=9, length=0)
+        axes.xaxis.label.set(color=ink.soft, fontsize=9.5)
+        axes.yaxis.label.set(color=ink.soft, fontsize=9.5)
+    return list(grid) if columns else grid[0]
+
+
+def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], ink: Ink) -> None:
+    """Names right of the axes, each led to from its (x, y, name, colour), moved apart so that none covers another."""
+    low, high = axes.get_ylim()
+    gap = 1.35 * _LABEL_POINTS / (72 * axes.figure.get_figheight() * 0.85)
+    places = spread([(y - low) / (high - low) for _, y, _, _ in labels], gap, 1.0)
+    line = {"arrowstyle": "-", "alpha": 0.4, "shrinkA": 2, "shrinkB": 4, "relpos": (0, 0.5)}
+    for (x, y, name, color), place in zip(labels, places, strict=True):
+        axes.annotate(
+            name,
+            xy=(x, y),
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            color=color,
+            fontsize=_LABEL_POINTS,
+            va="center",
+            annotation_clip=False,
+            arrowprops=line | {"color": color},
+        )
+
+
+def numbered_dots(axes: Axes, dots: list[tuple[float, float, str, str]], ink: Ink) -> None:
+    """Dots at (x, y, name, colour) on axes whose limits are set, with a number each; the names stand at the right."""
+    height = 72 * axes.figure.get_figheight() * 0.85
+    gap, low, high = 1.35 * _LABEL_POINTS / height, *axes.get_ylim()
+    by_column: dict[int, list[int]] = {}
+    for index, (x, y, name, color) in enumerate(dots):
+        axes.plot(x, y, "o", color=color, markersize=6)
+        place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
+        by_column.setdefault(round(place / _SAME_COLUMN), []).append(index)
+        text = {"xycoords": "axes fraction", "color": color, "fontsize": _LABEL_POINTS, "annotation_clip": False}
+        axes.annotate(f"{index + 1}  {name}", (1.03, 1 - gap * (index + 0.5)), va="center", **text)
+    for indices in by_column.values():
+        places = spread([(dots[index][1] - low) / (high - low) for index in indices], gap, 1.0)
+        for index, place in zip(indices, places, strict=True):
+            where = (dots[index][0], low + place * (high - low))
+            offset = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": _LABEL_POINTS - 1}
+            axes.annotate(str(index + 1), where, color=dots[index][3], annotation_clip=False, **offset)
+
+
+def group_colors(data: dict[str, Any], ink: Ink) -> dict[str, str]:
+    groups = list(dict.fromkeys(method["group"] for method in data["methods"]))
+    return {group: ink.series[index % len(ink.series)] for index, group in enumerate(groups)}
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an address that a page can hold in itself."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")

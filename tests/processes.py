@@ -1,0 +1,27 @@
+"""Processes of a test told from all others by an environment variable, and waiting for them."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+MARK = "PRM_RAY_TEST_MARK"
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes that were started with this value of the variable, their children too."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"no {what} within {seconds:g} s"
+        time.sleep(0.05)
