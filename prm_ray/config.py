@@ -343,19 +343,31 @@ class SelectSection(Section):
 
 TAKES_SOFT_LABELS = ("ce", "prefix_ce", "step_ce", "step_squared_error")
 """Objectives whose label may be a chance of being right; the others need right or wrong."""
+Objective = Literal[
+    "ce",
+    "dpo",
+    "nca",
+    "kto",
+    "prefix_ce",
+    "bradley_terry",
+    "step_ce",
+    "step_sign",
+    "step_squared_error",
+    "step_ranking",
+]
 _OBJECTIVES = {
     "log_ratio": ("ce", "dpo", "nca", "kto", "prefix_ce", "step_sign", "step_squared_error", "step_ranking"),
     "value_head": ("ce", "bradley_terry", "step_ce"),
     "label_token": ("ce", "step_ce"),
 }
-_OF_OBJECTIVES = {
+_OF_OBJECTIVES: dict[str, tuple[str, ...]] = {
     "max_pairs": ("dpo", "nca", "bradley_terry"),
     "margin": ("prefix_ce",),
     "token_weights": ("prefix_ce",),
     "zeta": ("step_ranking",),
     "step_labels": ("step_ce", "step_squared_error"),
 }
-_OF_REWARDS = {
+_OF_REWARDS: dict[str, tuple[str, ...]] = {
     "beta": ("log_ratio",),
     "with_reference": ("log_ratio",),
     "label_tokens": ("label_token",),
@@ -367,10 +379,7 @@ class TrainSection(FitSection):
     reward: Literal["log_ratio", "value_head", "label_token"] = "log_ratio"
     """`log_ratio`: implicit PRM. `value_head`: a linear layer on the last hidden state. `label_token`: the logit of a
     word for right minus that of one for wrong. Both of the latter are read at the end of each step."""
-    objective: Literal[
-        *("ce", "dpo", "nca", "kto", "prefix_ce", "bradley_terry"),
-        *("step_ce", "step_sign", "step_squared_error", "step_ranking"),
-    ] = "ce"
+    objective: Objective = "ce"
     """`ce`: each response against its label. `dpo`, `nca`, `bradley_terry` (for a value head): right against wrong ones
     to a prompt. `kto`: against the step's KL (needs reference.mismatched). `prefix_ce`: each prefix, by its length
     (beta 10 there). `step_...`: on step labels."""
@@ -420,11 +429,11 @@ class TrainSection(FitSection):
             raise ValueError(
                 f"objective {self.objective!r} is not for reward {self.reward}: it must be one of {fitting}"
             )
-        for keys, chosen in ((_OF_OBJECTIVES, self.objective), (_OF_REWARDS, self.reward)):
-            what = "objective" if keys is _OF_OBJECTIVES else "reward"
-            for key, fitting in keys.items():
-                if getattr(self, key) != type(self).model_fields[key].default and chosen not in fitting:
-                    raise ValueError(f"{key} is for {what} {' or '.join(fitting)}, not {chosen}")
+        for key, those in (_OF_OBJECTIVES | _OF_REWARDS).items():
+            what = "objective" if key in _OF_OBJECTIVES else "reward"
+            chosen = self.objective if key in _OF_OBJECTIVES else self.reward
+            if getattr(self, key) != type(self).model_fields[key].default and chosen not in those:
+                raise ValueError(f"{key} is for {what} {' or '.join(those)}, not {chosen}")
         return self
 
     @model_validator(mode="after")

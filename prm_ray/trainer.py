@@ -210,7 +210,9 @@ class Trainer:
 
     def _parameter_groups(self, weight_decay: float, norm_lr: float, head_lr: float) -> list[dict[str, Any]]:
         """Matrices; vectors, without weight decay as usual; and a value head. Factors are to the schedule's rate."""
-        matrices, vectors, head = [], [], []
+        matrices: list[Tensor] = []
+        vectors: list[Tensor] = []
+        head: list[Tensor] = []
         for name, master in zip(self._trained, self._masters, strict=True):
             (head if name.startswith("score.") else matrices if master.ndim > 1 else vectors).append(master)
         kinds = ((matrices, self.schedule.lr, weight_decay), (vectors, norm_lr, 0.0), (head, head_lr, 0.0))

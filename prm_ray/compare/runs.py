@@ -21,6 +21,7 @@ from prm_ray import arithmetic
 from prm_ray.core.metrics import first_error_hit
 from prm_ray.core.steps import split_steps
 from prm_ray.errors import UserError
+from prm_ray.stages.stepcheck import take_differences
 from prm_ray.tables import StageFolder, read_parquet
 
 ABOUT_FILE = "variant.json"
@@ -40,7 +41,8 @@ class Candidates:
     rewards_N: NDArray[np.float64]
     """By the run's headline aggregation."""
     step_hits: float
-    """Wrong responses whose lowest step reward is on their first wrong step, where the truth of a step is known."""
+    """Wrong responses whose lowest step reward (of a head: whose largest fall) is on their first wrong step, where the
+    truth of a step is known."""
     step_chances: float
     """How many would be by a step taken at random."""
     num_step_checks: int
@@ -96,12 +98,15 @@ def _about(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _read_candidates(path: Path, config: dict[str, Any], aggregation: str) -> dict[str, Candidates]:
     scores, reward = StageFolder(path, "score"), f"reward_{aggregation}"
     rule = config["reference"]["step_rule"] if knows_wrong_steps(config) else None
+    is_head = config["train"].get("reward", "log_ratio") != "log_ratio"
     by_problem: dict[str, Candidates] = {}
     for part in scores.finished_parts():
         table = read_parquet(scores.part_path(part), [*_COLUMNS, reward, "response_tokens"])
         lengths = pc.list_value_length(table["response_tokens"])
         table = table.drop_columns(["response_tokens"]).append_column("length", lengths)
         for prompt_id, rows in rows_of_test(table, reward).items():
+            if is_head:
+                take_differences(rows)
             by_problem[prompt_id] = _candidates(rows, reward, rule)
     return by_problem
 

@@ -12,6 +12,7 @@ from prm_ray.stages.plots import write_png
 from prm_ray.stages.report import headline, text_table, write_page
 from prm_ray.stages.result import StageResult
 from prm_ray.stages.stepcheck import step_check
+from prm_ray.stages.trainingsets import needs_step_labels
 from prm_ray.tables import StageFolder, write_json
 
 
@@ -25,7 +26,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     report: dict[str, Any] = {
         "headline": "",
         "aggregation": config.evaluate.aggregation,
+        "reward": config.train.reward,
         "with_reference": config.score.with_reference,
+        "has_step_labels": needs_step_labels(config),
         "vote_weight": config.rerank.vote_weight,
         "sizes": accuracies.sizes,
         "seed": config.run.seed,

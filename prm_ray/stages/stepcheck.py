@@ -36,13 +36,17 @@ def step_check(config: RunConfig, scores: StageFolder, found: Survey) -> dict[st
     """Hit rate of the lowest step over wrong responses with a wrong step, against a random step of the same responses
     and against the step that the untrained reference finds least likely.
 
+    A head's logit is about the whole prefix, as a prefix value is: asked of it is the step at which it falls most.
+
     None where the truth of a step is not known, or no wrong response has a wrong step.
     """
     if not knows_wrong_steps(config):
         return None
-    totals, without = [], 0
+    totals, without, is_head = [], 0, config.train.reward != "log_ratio"
     for part in found.parts:
         for rows in read_texts(scores, part).values():
+            if is_head:
+                take_differences(rows)
             results = [_check(row, config.reference.step_rule) for row in rows if row["correct"] is False]
             checked = [result for result in results if result is not None]
             without += len(results) - len(checked)
@@ -56,10 +60,20 @@ def step_check(config: RunConfig, scores: StageFolder, found: Survey) -> dict[st
         "reference_hit_rate": asdict(share_interval(config, reference_hits, counts)),
         "chance": asdict(share_interval(config, chances, counts)),
         "ratio": asdict(share_interval(config, hits, chances)),
+        "of_drops": is_head,
         "num_responses": sum(counts),
         "num_problems": len(counts),
         "num_wrong_without_a_wrong_step": without,
     }
+
+
+def take_differences(rows: list[dict[str, Any]]) -> None:
+    """Turn the logits of one problem's responses into changes from step to step, the first from the mean of the firsts:
+    of a sound chance, the mean over what may come next is the chance before it."""
+    before = sum(row["step_rewards"][0] for row in rows) / len(rows)
+    for row in rows:
+        logits = row["step_rewards"]
+        row["step_rewards"] = [now - earlier for earlier, now in zip([before, *logits[:-1]], logits, strict=True)]
 
 
 def _check(row: dict[str, Any], rule: str) -> tuple[float, float, float, int] | None:

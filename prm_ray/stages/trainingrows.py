@@ -59,7 +59,8 @@ def read_training_rows(config: RunConfig, columns: Sequence[str], stage: str = "
 
 def read_test_rows(config: RunConfig, columns: list[str], stage: str = "reference") -> pa.Table:
     """The held-out rows that are no error and have a known label, with `columns`."""
-    rows = _split(StageFolder(config.run.dir, stage), "test", [*columns, "error", "correct"])
+    names = list(dict.fromkeys([*columns, "error", "correct"]))
+    rows = _split(StageFolder(config.run.dir, stage), "test", names)
     return rows.filter(pc.and_(pc.is_null(rows["error"]), pc.is_valid(rows["correct"]))).select(columns)
 
 

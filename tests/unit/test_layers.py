@@ -72,7 +72,7 @@ LIGHT_PROCESSES = {
     "prm_ray.config": "torch ray transformers vllm",
     "prm_ray.cli": "torch ray transformers vllm",
     "prm_ray.experiment.grid": "torch ray transformers vllm",
-    "prm_ray.compare.compare": "torch ray transformers vllm",
+    "prm_ray.compare.compare": "ray transformers vllm",
     "prm_ray.scorer": "ray vllm",
     "prm_ray.trainer": "ray vllm",
 }

@@ -14,10 +14,11 @@ from prm_ray.core.steplabels import confidence_labels, labels_before, soft_label
 from prm_ray.errors import UserError
 from prm_ray.models import load_tokenizer, write_prm_json
 from prm_ray.scorer import Scorer
-from prm_ray.stages import step_label, train
+from prm_ray.stages import step_label
 from prm_ray.stages.completions import CompletionWorker, completion_options
 from prm_ray.stages.labelshards import plan_shards
 from prm_ray.stages.sampler import make_sampler
+from prm_ray.stages.trainingsets import selected_responses
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config, write_reference_texts
 
@@ -179,9 +180,9 @@ def test_training_reads_the_step_labels_where_the_run_has_them(tmp_path: Path, t
         folder = StageFolder(config.run.dir, stage)
         folder.path.mkdir(parents=True)
         folder.write_part(0, [{"prompt_id": "p", "split": "train", "correct": True, "response_tokens": tokens}])
-    assert train.training_rows(config)["response_tokens"].to_pylist() == [[3, 4]]
+    assert selected_responses(config).table["response_tokens"].to_pylist() == [[3, 4]]
     without = config.model_copy(update={"step_label": config.step_label.model_copy(update={"method": "none"})})
-    assert train.training_rows(without)["response_tokens"].to_pylist() == [[1, 2]]
+    assert selected_responses(without).table["response_tokens"].to_pylist() == [[1, 2]]
 
 
 def test_a_shard_has_whole_problems_of_the_training_split(tmp_path: Path, tiny_model: str):
