@@ -29,7 +29,14 @@ from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
 from prm_ray.stages.lengths import length_figures
 from prm_ray.stages.result import StageResult
 from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows
-from prm_ray.stages.trainingsets import check_labels, held_out_measure, selected_responses, training_data
+from prm_ray.stages.trainingsets import (
+    check_labels,
+    held_out_measure,
+    selected_responses,
+    training_columns,
+    training_data,
+    training_stage,
+)
 from prm_ray.tables import StageFolder
 
 
@@ -39,7 +46,7 @@ def check(config: RunConfig) -> None:
     base_model_path(config)
     if config.train.reward == "label_token":
         reading_of("label_token", config.train.label_tokens, load_tokenizer(resolve_model(config.model.name)))
-    check_mix(config)
+    check_mix(config, training_columns(config), training_stage(config))
     if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
         check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
 
@@ -50,6 +57,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     selection = selected_responses(config)
     table, selected = selection.table, describe(config, selection)
     log.info("train: %s", selected)
+    lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
     data = training_data(config, table)
     check_labels(data, config)
     make_data, make_held_out = partial(training_data, config), partial(held_out_measure, config)
@@ -81,7 +89,6 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
-    lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
     details = {"num_steps": num_steps, "last": json.loads(last), "selection": selected, "response_tokens": lengths}
     return StageResult(sum(selection.rows_in), num_responses, {}, tokens, details)
 

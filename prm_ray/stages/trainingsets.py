@@ -28,14 +28,24 @@ def needs_step_labels(config: RunConfig) -> bool:
     return config.train.objective.startswith("step_") and config.train.step_labels != "outcome"
 
 
-def selected_responses(config: RunConfig) -> Selection:
-    """The rows that are trained on or held out while training. Raises `UserError` if there are none."""
-    objective, stage = config.train.objective, "step_label" if "step_label" in config.stages() else "reference"
+def training_columns(config: RunConfig) -> list[str]:
+    """What the objective needs of a row."""
+    objective = config.train.objective
     columns = [*_KEPT, *(_MISMATCHED if objective == "kto" else ())]
     columns += ["step_ends"] if objective.startswith("step_") else []
+    return columns + (["step_labels"] if needs_step_labels(config) else [])
+
+
+def training_stage(config: RunConfig) -> str:
+    """The stage whose table is trained on."""
+    return "step_label" if "step_label" in config.stages() else "reference"
+
+
+def selected_responses(config: RunConfig) -> Selection:
+    """The rows that are trained on or held out while training. Raises `UserError` if there are none."""
+    selection = read_training_rows(config, training_columns(config), training_stage(config))
     if not needs_step_labels(config):
-        return read_training_rows(config, columns, stage)
-    selection = read_training_rows(config, [*columns, "step_labels"], stage)
+        return selection
     labelled = selection.table.filter(pc.is_valid(selection.table["step_labels"]))
     if not labelled.num_rows:
         raise UserError(f"none of {selection.table.num_rows} training responses has step labels; nothing to train on")
