@@ -64,7 +64,8 @@ def write_page(report: dict[str, Any], examples: list[dict[str, Any]], path: Pat
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of, "count": _count}
+    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of}
+    environment.filters |= {"count": _count, "flops": _flops}
     page = environment.get_template(TEMPLATE).render(
         report=report,
         chart=chart(report),
@@ -92,6 +93,11 @@ def _cell(figures: dict[str, float]) -> str:
 
 def _count(number: float | None) -> str:
     return _NONE if number is None else f"{number:,.0f}"
+
+
+def _flops(number: float | None) -> str:
+    """0 is nothing computed, which is not the same as not known."""
+    return _NONE if number is None else f"{number:.1e}" if number else "0"
 
 
 def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,13 +18,20 @@ import pyarrow.compute as pc
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, reference_model_path, resolve_model, write_prm_json
+from prm_ray.models import (
+    base_model_path,
+    count_parameters,
+    reference_model_path,
+    resolve_model,
+    write_prm_json,
+)
 from prm_ray.outcomedata import OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy, outcome_loss
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder, read_parquet
 from prm_ray.trainer import Trainer
+from prm_ray.trainingdata import num_packed_tokens
 
 _KEPT = ["prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct"]
 _MISMATCHED = ["mismatched_tokens", "mismatched_logprob"]
@@ -64,7 +71,13 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
-    return StageResult(table.num_rows, num_responses, {}, tokens, {"num_steps": num_steps, "last": json.loads(last)})
+    details = {
+        "num_steps": num_steps,
+        "num_parameters": count_parameters(policy),
+        "trained_tokens": num_packed_tokens(data) * section.epochs,
+        "last": json.loads(last),
+    }
+    return StageResult(table.num_rows, num_responses, {}, tokens, details)
 
 
 def _adapter(config: RunConfig) -> AdapterSettings | None:
