@@ -29,9 +29,14 @@ STAGE_HELP = {
     "rerank": "pick by best-of-N, majority vote and weighted vote",
     "evaluate": "write the report: accuracy per method and N",
 }
+MEASUREMENT_HELP = {
+    "processbench": "does the trained model find the first wrong step of ProcessBench's solutions?",
+    "policy": "does the trained model still answer as well as the one it was trained from?",
+}
+_WITH_FOLDER = {**STAGE_HELP, **MEASUREMENT_HELP}
 _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
-    **STAGE_HELP,
+    **_WITH_FOLDER,
     "serve": "serve the trained model over HTTP: /score, /rerank, /healthz",
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
     "experiment": "train many variants of one config, each with several seeds, then compare them",
@@ -126,7 +131,7 @@ def shipped_config(name: str) -> Path:
 def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
     """The first stage to redo. A plain `--fresh` means this verb's own stage, or all stages for `run` and `demo`."""
     if fresh == _ALL:
-        return verb if verb in STAGE_HELP else config.stages()[0]
+        return verb if verb in _WITH_FOLDER else config.stages()[0]
     return fresh
 
 
@@ -138,15 +143,15 @@ def _fresh_spelled_out(words: list[str]) -> list[str]:
     spelled: list[str] = []
     for word in words:
         if spelled and spelled[-1] == "--fresh":
-            spelled[-1] = f"--fresh={word if word in STAGE_HELP else _ALL}"
-            if word in STAGE_HELP:
+            spelled[-1] = f"--fresh={word if word in _WITH_FOLDER else _ALL}"
+            if word in _WITH_FOLDER:
                 continue
         spelled.append(word)
     return spelled
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    lines = [f"  {verb:<10} {text}" for verb, text in _VERBS.items()]
+    lines = [f"  {verb:<12} {text}" for verb, text in _VERBS.items()]
     parser = Parser(
         "prm-ray",
         "Process reward models from outcome labels only: made, trained, evaluated and served on Ray.\n\n"
@@ -181,9 +186,9 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
         metavar="STAGE",
         nargs="?",
         const=_ALL,
-        choices=[_ALL, *STAGE_HELP],
+        choices=[_ALL, *_WITH_FOLDER],
         help="first remove the results of STAGE and all later stages "
-        f"(without STAGE: {'from this stage on' if verb in STAGE_HELP else 'all of them'})",
+        f"(without STAGE: {'from this stage on' if verb in _WITH_FOLDER else 'all of them'})",
     )
     return parser
 

@@ -20,6 +20,8 @@ from prm_ray.errors import UserError
 STAGES = ("warmup", "generate", "label", "import", "reference", "step_label", "train", "score", "rerank", "evaluate")
 """The stages in data order. `generate` and `label` stand against `import`: a run has either the two or the one."""
 
+MEASUREMENTS = {"processbench": "train", "policy": "train"}
+"""Verbs beside the chain, each with the stage it builds on. `run` leaves them out, and nothing builds on them."""
 
 _IDENTITY = {
     "warmup": ("model", "prompt", "problems", "arithmetic", "warmup"),
@@ -32,6 +34,8 @@ _IDENTITY = {
     "score": ("score",),
     "rerank": ("rerank",),
     "evaluate": ("evaluate",),
+    "processbench": ("processbench", "score"),
+    "policy": ("policy", "prompt", "generate", "label"),
 }
 _RESOURCES = {
     "token_budget",
@@ -485,6 +489,51 @@ class EvaluateSection(Section):
     """Resamples of problems behind each 95 % interval."""
 
 
+class ProcessBenchSection(Section):
+    source: str = "hf:Qwen/ProcessBench"
+    """A folder with a .jsonl file a subset, or `hf:owner/name`, where subsets are splits."""
+    subsets: list[str] = Field(["gsm8k", "math", "olympiadbench", "omnimath"], min_length=1)
+    num_rows: int | None = Field(None, ge=1)
+    """So many of each subset, drawn by the seed, for a quick look; none = all. The files are sorted by label."""
+    threshold_from: str = "gsm8k"
+    """The subset that thresholds are chosen on; the others are measured with those."""
+    num_bootstrap: int = Field(2000, ge=100)
+    """Resamples of responses behind each 95 % interval."""
+    rows_per_shard: int = Field(50, ge=1)
+    """Unit of work that is kept when the run is killed."""
+    token_budget: int = Field(8192, ge=1)
+    """Tokens of one forward pass."""
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _chooses_on_a_subset(self) -> ProcessBenchSection:
+        if len(set(self.subsets)) < len(self.subsets):
+            raise ValueError(f"subsets must differ (got {', '.join(self.subsets)})")
+        if self.threshold_from not in self.subsets:
+            raise ValueError(
+                f"threshold_from {self.threshold_from!r} must be one of subsets: {', '.join(self.subsets)}"
+            )
+        return self
+
+
+class PolicySection(Section):
+    num_samples: int = Field(1, ge=1)
+    """Answers a held-out problem from each of the two models."""
+    temperature: float = Field(0.0, ge=0)
+    """0 = greedy. Everything else about sampling is as in `[generate]`."""
+    num_problems: int | None = Field(None, ge=1)
+    """The first so many held-out problems; none = all."""
+    num_bootstrap: int = Field(2000, ge=100)
+    """Resamples of problems behind each 95 % interval."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> PolicySection:
+        if not self.temperature and self.num_samples > 1:
+            raise ValueError(f"temperature 0 makes all samples equal: num_samples must be 1, not {self.num_samples}")
+        return self
+
+
 class ServeSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -517,6 +566,8 @@ class RunConfig(Section):
     score: ScoreSection = ScoreSection()
     rerank: RerankSection = RerankSection()
     evaluate: EvaluateSection = EvaluateSection()
+    processbench: ProcessBenchSection = ProcessBenchSection()
+    policy: PolicySection = PolicySection()
     serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")
@@ -571,6 +622,20 @@ class RunConfig(Section):
     def train_seed(self) -> int:
         return self.run.seed if self.train.seed is None else self.train.seed
 
+    def before(self, stage: str) -> tuple[str, ...]:
+        """What has to be finished before this stage or measurement, in order."""
+        stages = self.stages()
+        if stage in MEASUREMENTS:
+            return stages[: stages.index(MEASUREMENTS[stage]) + 1]
+        return stages[: stages.index(stage)]
+
+    def onwards(self, stage: str) -> tuple[str, ...]:
+        """This stage or measurement and all that build on it, in order."""
+        if stage in MEASUREMENTS:
+            return (stage,)
+        later = self.stages()[len(self.before(stage)) :]
+        return (*later, *(name for name, base in MEASUREMENTS.items() if base in later))
+
     def section(self, name: str) -> Section:
         """The section of this name in the file."""
         return getattr(self, "import_" if name == "import" else name)
@@ -584,6 +649,11 @@ class RunConfig(Section):
             section = self.section(name).model_dump(mode="json")
             values |= {f"{name}.{key}": value for key, value in section.items() if key not in _RESOURCES}
         return values
+
+    def resources(self, stage: str) -> dict[str, Any]:
+        """Key -> value of the stage's settings that say how it runs, not what it makes."""
+        section = self.section(stage).model_dump(mode="json")
+        return {key: value for key, value in section.items() if key in _RESOURCES}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:

@@ -132,6 +132,22 @@ def context_length(name: str) -> int | None:
     return getattr(AutoConfig.from_pretrained(resolve_model(whole)), "max_position_embeddings", None)
 
 
+def count_parameters(name: str) -> int:
+    """Parameters that a token is multiplied with: all of the whole model's but an embedding table only looked up in.
+
+    Read from the config alone, no weights are loaded. An adapter counts as its base.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
+    looked_up, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return total if looked_up is output else total - looked_up.numel()
+
+
 def build_messages(prompt: PromptSection, problem: str) -> list[dict[str, str]]:
     """The chat of one problem: system message, worked examples as earlier turns, then the problem."""
     messages = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]

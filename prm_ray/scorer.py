@@ -152,13 +152,14 @@ class Scorer:
         beta: float | None = None,
         step_rule: str | None = None,
         with_reference: bool | None = None,
+        beta_schedule: str | None = None,
         cache_tokens: int = 0,
     ) -> Scorer:
         """Load a trained PRM and its reference (none = the one named in the PRM's `prm.json`).
 
         Plain model folders do too: then `beta` is 1 and steps end at blank lines unless given. `with_reference=False`
-        (none = as the PRM's responses were scored) loads the policy alone. Raises `UserError` if the two models read
-        different vocabularies, or a reference is given that would not be used.
+        loads the policy alone; none is, here and in `beta_schedule`, as the PRM's responses were scored. Raises
+        `UserError` if the two models read different vocabularies, or a reference is given that would not be used.
         """
         policy_path = resolve_model(str(policy))
         facts = read_prm_json(policy_path) if (Path(policy_path) / "prm.json").is_file() else {}
@@ -189,7 +190,7 @@ class Scorer:
             prompt=PromptSection.model_validate(facts.get("prompt", {})),
             token_budget=token_budget,
             with_reference=with_reference,
-            beta_schedule=facts.get("beta_schedule", "constant"),
+            beta_schedule=beta_schedule or facts.get("beta_schedule", "constant"),
             cache_tokens=cache_tokens,
         )
 

@@ -33,8 +33,10 @@ FOLDERS = {
     "score": "scores",
     "rerank": "picks",
     "evaluate": "report",
+    "processbench": "processbench",
+    "policy": "policy",
 }
-"""Stage -> its folder under the run."""
+"""Stage or measurement -> its folder under the run."""
 
 _COUNTS = "counts"
 
@@ -84,6 +86,20 @@ PICKS = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
+PROCESSBENCH = pa.schema(
+    [
+        ("subset", pa.string()),
+        ("id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("label", pa.int32()),  # 0-based first wrong step; -1 = none is wrong
+        ("num_empty_steps", pa.int32()),
+        ("prompt_tokens", _TOKENS),
+        ("response_tokens", _TOKENS),
+        ("step_ends", _TOKENS),  # one a given step; an empty step may end where the one before it does
+        ("step_rewards", _FLOATS),
+        ("error", pa.string()),
+    ]
+)
 SCHEMAS = {
     "generate": RESPONSES,
     "label": LABELS,
@@ -92,6 +108,8 @@ SCHEMAS = {
     "step_label": STEP_LABELS,
     "score": SCORES,
     "rerank": PICKS,
+    "processbench": PROCESSBENCH,
+    "policy": LABELS,
 }
 """Stage -> schema of the table it makes; every table carries the columns of the one before it."""
 

@@ -51,6 +51,12 @@ class SolutionData:
         return lambda batch, logprobs_R: negative_log_likelihood(logprobs_R)
 
 
+def num_packed_tokens(data: TrainingData) -> int:
+    """Tokens of one pass over the data: every item's prompt once, and its responses."""
+    groups = (group for item in range(len(data.sizes)) for group in data.groups([item]))
+    return sum(len(group.prompt) + sum(map(len, group.responses)) for group in groups)
+
+
 def plan_steps(sizes: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
     """The items of every optimizer step of the run: a seeded shuffle an epoch, cut once `batch_size` responses are in.
 

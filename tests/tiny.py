@@ -11,7 +11,7 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def save_tiny_model(folder: Path, seed: int = 0, extra_token: str | None = None) -> str:
+def save_tiny_model(folder: Path, seed: int = 0, extra_token: str | None = None, context: int = 512) -> str:
     """Write a model folder; the same seed gives the same weights. `extra_token` makes another vocabulary."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,7 +25,7 @@ def save_tiny_model(folder: Path, seed: int = 0, extra_token: str | None = None)
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
     )

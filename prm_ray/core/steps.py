@@ -7,7 +7,9 @@ the step ends behind it, so that every token lies in exactly one step and every 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 _DELIMITERS = {"blank_line": re.compile(r"\n[^\S\n]*\n\s*"), "newline": re.compile(r"\n\s*")}
 _STEP_K = re.compile(r"(?m)^[ \t]*(?:#+ *|\*\*)?Step +\d+\b")
@@ -50,12 +52,26 @@ def step_token_ends(text: str, token_char_ends: Sequence[int], rule: str) -> lis
     num_tokens = len(token_char_ends)
     if num_tokens == 0:
         raise ValueError("a response must have at least one token")
-    ends: list[int] = []
-    token = 0
-    for char_end in step_char_ends(text, rule)[:-1]:
-        while token < num_tokens and token_char_ends[token] < char_end:
-            token += 1
-        end = token + 1
-        if end < num_tokens and (not ends or end > ends[-1]):
-            ends.append(end)
-    return [*ends, num_tokens]
+    ends = dict.fromkeys(token_ends_at(step_char_ends(text, rule)[:-1], token_char_ends))
+    return [*(end for end in ends if end < num_tokens), num_tokens]
+
+
+def token_ends_at(char_ends: Sequence[int], token_char_ends: Sequence[int]) -> list[int]:
+    """For each character offset the number of tokens up to it, the token it lies inside included; one at least.
+
+    Offsets that one token holds together have the same number.
+    """
+    return [min(bisect_left(token_char_ends, end) + 1, len(token_char_ends)) for end in char_ends]
+
+
+def join_steps(steps: Sequence[str], rule: str) -> tuple[str, list[int]]:
+    """The response that given steps make, and the character offset at which each of them ends (as many, rising).
+
+    They are put together as `rule` finds them: a newline between them, "Step 3: " before them, else a blank line
+    between them. A separator belongs to the step before it, also where a step is empty.
+    """
+    separator = "\n" if rule == "newline" else "\n\n"
+    if rule == "step_k":
+        steps = [step if _STEP_K.match(step) else f"Step {number}: {step}" for number, step in enumerate(steps, 1)]
+    pieces = [*(step + separator for step in steps[:-1]), *steps[-1:]]
+    return "".join(pieces), list(accumulate(map(len, pieces)))

@@ -6,6 +6,7 @@ from typing import Any
 
 from prm_ray.config import RunConfig
 from prm_ray.stages.candidates import Survey, read_problems, survey
+from prm_ray.stages.costs import scoring_cost, stage_rows
 from prm_ray.stages.gallery import gallery
 from prm_ray.stages.measure import accuracy_figures, auc_figures, prm_accuracy_figures, read_accuracies
 from prm_ray.stages.plots import write_png
@@ -40,6 +41,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         "step_check": step_check(config, scores, found),
         "response_tokens": _details(StageFolder(config.run.dir, "train")).get("response_tokens"),
         "stages": stage_rows(config),
+        "scoring_cost": scoring_cost(config),
         "config": config.model_dump(mode="json", by_alias=True),
     }
     report["code_revision"] = next((row["code_revision"] for row in reversed(report["stages"])), None)
@@ -51,31 +53,6 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     print(f"{table}\n\n{report['headline']}\nreport: {folder.path / 'report.html'}", flush=True)
     details = {"headline": report["headline"], "table": table}
     return StageResult(rows_in=found.num_rows, rows_out=len(problems), failed=found.failed, details=details)
-
-
-def stage_rows(config: RunConfig) -> list[dict[str, Any]]:
-    """What each finished stage took in, made, lost and cost, from the manifests."""
-    rows = []
-    for stage in config.stages():
-        folder = StageFolder(config.run.dir, stage)
-        if stage == "evaluate" or not folder.is_done():
-            continue
-        manifest = folder.manifest()
-        seconds, tokens = manifest.get("seconds"), manifest.get("tokens") or 0
-        rows.append(
-            {
-                "stage": stage,
-                "rows_in": manifest.get("rows_in"),
-                "rows_out": manifest.get("rows_out"),
-                "failed": manifest.get("failed") or {},
-                "left_out": _details(folder).get("selection", {}).get("left_out", {}),
-                "seconds": seconds,
-                "tokens": tokens,
-                "tokens_per_second": tokens / seconds if seconds and tokens else None,
-                "code_revision": manifest.get("code_revision"),
-            }
-        )
-    return rows
 
 
 def _details(folder: StageFolder) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         concurrency=_SHARDS_AT_ONCE,
     )
     counted = count_parts(folder, ("error",), "response_tokens")
-    details = {"backend": options.backend, "model": model, "problems": len(tasks)}
+    details = {"backend": options.backend, "model": model, "problems": len(tasks), **counted.details}
     return StageResult(len(tasks), counted.rows_out, counted.failed, counted.tokens, details)
 
 
@@ -73,15 +73,19 @@ class GenerateWorker:
         self._sampler = make_sampler(options)
 
     async def __call__(self, shard: int) -> ShardStats:
+        filled = await self.responses(shard)
+        await asyncio.to_thread(self._folder.write_part, shard, filled)
+        tokens = sum(len(row["response_tokens"] or ()) for row in filled)
+        return ShardStats(len(filled), count_failures(filled, "error"), tokens)
+
+    async def responses(self, shard: int) -> list[dict[str, Any]]:
+        """A row a (problem, sample) of this shard; a problem that cannot be asked is one row with its reason."""
         rows = [self._row_without_response(split, problem) for split, problem in self._shards[shard]]
         asked = [row for row in rows if row["error"] is None]
         prompts = [row["prompt_tokens"] for row in asked]
         responses = await self._sampler.sample(prompts, [self._seed(row["prompt_id"]) for row in asked])
         by_id = {row["prompt_id"]: samples for row, samples in zip(asked, responses, strict=True)}
-        filled = [one for row in rows for one in self._with_responses(row, by_id.get(row["prompt_id"]))]
-        await asyncio.to_thread(self._folder.write_part, shard, filled)
-        tokens = sum(len(row["response_tokens"] or ()) for row in filled)
-        return ShardStats(len(filled), count_failures(filled, "error"), tokens)
+        return [one for row in rows for one in self._with_responses(row, by_id.get(row["prompt_id"]))]
 
     def _row_without_response(self, split: str, problem: Problem) -> dict[str, Any]:
         """The columns all samples share, encoded; `error` says why the problem cannot be asked."""

@@ -43,12 +43,12 @@ class LabelWorker:
         self._judge = Judge(section)
 
     def __call__(self, shard: int) -> ShardStats:
-        rows = [row | self._columns(row) for row in self._source.read_part(shard)]
+        rows = [judged(self._judge, row) for row in self._source.read_part(shard)]
         self._folder.write_part(shard, rows)
         return ShardStats(len(rows), count_failures(rows, "label_error"))
 
-    def _columns(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row["error"]:
-            return {"answer": None, "correct": None, "label_error": None}
-        answer, correct, label_error = self._judge(row["text"], row["gold_answer"])
-        return {"answer": answer, "correct": correct, "label_error": label_error}
+
+def judged(judge: Judge, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `answer`, `correct` and `label_error`; a row that is an error already is not judged."""
+    answer, correct, label_error = (None, None, None) if row["error"] else judge(row["text"], row["gold_answer"])
+    return row | {"answer": answer, "correct": correct, "label_error": label_error}

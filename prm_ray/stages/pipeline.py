@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prm_ray.config import RunConfig
+from prm_ray.config import MEASUREMENTS, RunConfig
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
@@ -80,7 +80,8 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
         if cause is None or cause is error:
             raise
         raise cause from error
-    manifest = _manifest(stage, identity, result, time.monotonic() - start) | {"resumed": resumed}
+    how = {"resumed": resumed, "resources": config.resources(stage)}
+    manifest = _manifest(stage, identity, result, time.monotonic() - start) | how
     folder.finish(manifest)
     _log_result(stage, result, manifest["seconds"])
     return folder.manifest()
@@ -92,10 +93,9 @@ def clear_from(config: RunConfig, stage: str) -> None:
     Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
     """
     _check_belongs(config, stage)
-    stages = config.stages()
-    for earlier in stages[: stages.index(stage)]:
+    for earlier in config.before(stage):
         _check_identity(config, earlier)
-    for later in reversed(stages[stages.index(stage) :]):
+    for later in reversed(config.onwards(stage)):
         folder = StageFolder(config.run.dir, later)
         if os.path.lexists(folder.path):  # a link whose other end is gone is removed too
             log.info("%-9s removing %s", later, folder.path)
@@ -134,7 +134,7 @@ def _check_inputs(config: RunConfig, stage: str) -> None:
 
 
 def _check_belongs(config: RunConfig, stage: str) -> None:
-    if stage not in config.stages():
+    if stage not in (*config.stages(), *MEASUREMENTS):
         reasons = {
             "import": "import.source is not set",
             "warmup": "warmup.enabled is false",
@@ -145,8 +145,7 @@ def _check_belongs(config: RunConfig, stage: str) -> None:
 
 
 def _check_upstream(config: RunConfig, stage: str) -> None:
-    stages = config.stages()
-    for earlier in stages[: stages.index(stage)]:
+    for earlier in config.before(stage):
         StageFolder(config.run.dir, earlier).manifest()
         _check_identity(config, earlier)
 
@@ -157,10 +156,9 @@ def _check_identity(config: RunConfig, stage: str) -> None:
 
 def _identity(config: RunConfig, stage: str) -> dict[str, Any]:
     """The settings behind a stage, and when what it builds on finished: what was redone upstream is noticed too."""
-    stages = config.stages()
     identity = config.identity(stage)
-    if index := stages.index(stage):
-        before = StageFolder(config.run.dir, stages[index - 1])
+    if earlier := config.before(stage):
+        before = StageFolder(config.run.dir, earlier[-1])
         identity[f"{before.stage}.finished_at"] = before.manifest()["finished_at"] if before.is_done() else None
     return identity | _other_runs(config, stage)
 

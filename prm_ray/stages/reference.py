@@ -7,6 +7,7 @@ are kept as they are; a text from elsewhere is encoded here, once, and nothing b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prm_ray.errors import UserError
 from prm_ray.models import (
     check_vocabularies,
     context_length,
+    count_parameters,
     decode,
     encode_prompt,
     encode_response,
@@ -63,7 +65,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         num_workers=config.reference.num_workers,
         num_gpus=config.reference.gpus_per_worker,
     )
-    return count_parts(folder, ("error",), "response_tokens")
+    counted = count_parts(folder, ("error",), "response_tokens")
+    return replace(counted, details=counted.details | {"num_parameters": count_parameters(path)})
 
 
 class ReferenceWorker:

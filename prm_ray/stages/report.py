@@ -82,7 +82,7 @@ def page_template(path: Path) -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of}
-    environment.filters |= {"count": _count, "tenth": _tenth}
+    environment.filters |= {"count": _count, "tenth": _tenth, "flops": _flops}
     return environment.get_template(path.name)
 
 
@@ -105,6 +105,11 @@ def _count(number: float | None) -> str:
 
 def _tenth(number: float | None) -> str:
     return _NONE if number is None else f"{number:,.1f}"
+
+
+def _flops(number: float | None) -> str:
+    """0 is nothing computed, which is not the same as not known."""
+    return _NONE if number is None else f"{number:.1e}" if number else "0"
 
 
 def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:

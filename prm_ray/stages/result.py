@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -25,12 +26,13 @@ class StageResult:
 def count_parts(folder: StageFolder, error_columns: tuple[str, ...], tokens_column: str | None = None) -> StageResult:
     """Count what lies in the folder's parts, those of an earlier, killed start included.
 
-    `rows_in` equals `rows_out`. `tokens` is the total length of the lists in `tokens_column`.
+    `rows_in` equals `rows_out`. `tokens` is the total length of the lists in `tokens_column`; with it come, in
+    `details`, `prompt_tokens`: the prompts of rows that have such a list, each once for all its rows in a part.
     """
-    rows, tokens = 0, 0
+    rows, tokens, prompt_tokens = 0, 0, 0
     failed: dict[str, int] = {}
     for index in folder.finished_parts():
-        columns = [*error_columns, *([tokens_column] if tokens_column else [])]
+        columns = [*error_columns, *([tokens_column, "prompt_id", "prompt_tokens"] if tokens_column else [])]
         table = pq.read_table(folder.part_path(index), columns=columns)
         rows += table.num_rows
         for column in error_columns:
@@ -38,4 +40,12 @@ def count_parts(folder: StageFolder, error_columns: tuple[str, ...], tokens_colu
                 failed[reason] = failed.get(reason, 0) + count
         if tokens_column:
             tokens += pc.sum(pc.list_value_length(table[tokens_column])).as_py() or 0
-    return StageResult(rows, rows, failed, tokens)
+            prompt_tokens += _prompt_tokens(table.filter(pc.is_valid(table[tokens_column])))
+    details = {"prompt_tokens": prompt_tokens} if tokens_column else {}
+    return StageResult(rows, rows, failed, tokens, details)
+
+
+def _prompt_tokens(table: pa.Table) -> int:
+    lengths = pa.table({"id": table["prompt_id"], "length": pc.list_value_length(table["prompt_tokens"])})
+    once = lengths.group_by("id").aggregate([("length", "max")])
+    return pc.sum(once["length_max"]).as_py() or 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -16,6 +17,7 @@ from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.models import (
     base_model_path,
+    count_parameters,
     load_model,
     load_tokenizer,
     reference_model_path,
@@ -38,6 +40,7 @@ from prm_ray.stages.trainingsets import (
     training_stage,
 )
 from prm_ray.tables import StageFolder
+from prm_ray.trainingdata import num_packed_tokens
 
 
 def check(config: RunConfig) -> None:
@@ -70,27 +73,39 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     )
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
-    prompt = config.prompt.model_dump(mode="json", exclude={"chat_template"})
-    write_prm_json(
-        folder.path,
-        {
-            "reward": section.reward,
-            "objective": section.objective,
-            **({"label_tokens": section.label_tokens} if section.reward == "label_token" else {}),
-            "beta": section.beta,
-            "reference": reference,
-            "with_reference": config.score.with_reference,
-            "step_rule": config.reference.step_rule,
-            "aggregation": config.evaluate.aggregation,
-            "prompt": prompt,
-            **({} if adapter is None else {"base": policy}),
-        },
-    )
+    write_prm_json(folder.path, _facts(config, policy, reference))
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
-    details = {"num_steps": num_steps, "last": json.loads(last), "selection": selected, "response_tokens": lengths}
+    details = {
+        "num_steps": num_steps,
+        "num_parameters": count_parameters(policy),
+        "trained_tokens": num_packed_tokens(data) * section.epochs,
+        "last": json.loads(last),
+        "selection": selected,
+        "response_tokens": lengths,
+    }
     return StageResult(sum(selection.rows_in), num_responses, {}, tokens, details)
+
+
+def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
+    """What whoever loads the checkpoint has to know."""
+    section = config.train
+    facts = {
+        "reward": section.reward,
+        "objective": section.objective,
+        "beta": section.beta,
+        "reference": reference,
+        "with_reference": config.score.with_reference,
+        "step_rule": config.reference.step_rule,
+        "aggregation": config.evaluate.aggregation,
+        "prompt": config.prompt.model_dump(mode="json", exclude={"chat_template"}),
+    }
+    if section.reward == "label_token":
+        facts["label_tokens"] = section.label_tokens
+    if section.lora_rank:
+        facts["base"] = policy
+    return facts
 
 
 def _start(config: RunConfig) -> str:

@@ -14,7 +14,7 @@ from prm_ray.problems import load_problems
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder
-from prm_ray.trainingdata import SolutionData
+from prm_ray.trainingdata import SolutionData, num_packed_tokens
 
 
 def check(config: RunConfig) -> None:
@@ -30,7 +30,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     plan = FitPlan("warmup", folder.path, model, config, section, config.run.seed, partial(solution_data, config))
     fit(plan, len(plan.steps(data)))
     tokens = data.count(range(num_problems)) * section.epochs
-    return StageResult(num_problems, num_problems, {}, tokens)
+    details = {"trained_tokens": num_packed_tokens(data) * section.epochs}
+    return StageResult(num_problems, num_problems, {}, tokens, details)
 
 
 def solution_data(config: RunConfig) -> SolutionData:

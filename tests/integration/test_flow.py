@@ -1,18 +1,26 @@
 """All stages on a tiny model, from problems to report, and what a second start does."""
 
+import asyncio
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prm_ray.config import RunConfig
+from prm_ray.core.compute import run_flops
 from prm_ray.core.packing import PromptGroup
 from prm_ray.errors import UserError
+from prm_ray.models import count_parameters
 from prm_ray.scorer import Scorer
 from prm_ray.serve import server
-from prm_ray.stages import pipeline
+from prm_ray.stages import pipeline, policy
+from prm_ray.stages.costs import read_manifests
+from prm_ray.stages.sampling import sampler_options
+from prm_ray.stages.transformers_sampler import TransformersSampler
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config
 
@@ -86,6 +94,36 @@ def test_scoring_again_without_the_reference_redoes_no_training_and_the_checkpoi
     assert rewards == pytest.approx(rows[0]["token_rewards"], abs=1e-5)
     with pytest.raises(UserError, match=r"score.with_reference is true, but .* was scored with false"):
         server.start(config.model_copy(update={"score": finished.score}))
+
+
+def finished_report(config: RunConfig, stage: str) -> dict[str, Any]:
+    return json.loads((StageFolder(config.run.dir, stage).path / "report.json").read_text())
+
+
+def test_the_manifests_know_what_each_stage_computed(finished: RunConfig) -> None:
+    flops = run_flops(read_manifests(finished))
+    responses = list(StageFolder(finished.run.dir, "score").rows())
+    prompts = {row["prompt_id"]: len(row["prompt_tokens"]) for row in responses}
+    num_tokens = sum(prompts.values()) + sum(len(row["response_tokens"]) for row in responses)
+    assert flops["score"] == 2 * count_parameters(finished.model.name) * num_tokens
+    assert flops["label"] == 0 and all(flops[stage] for stage in ("warmup", "generate", "reference", "train"))
+    assert finished_report(finished, "evaluate")["scoring_cost"]["policy"] > 0
+
+
+def test_policy_asks_both_models_every_held_out_problem_and_judges_what_they_say(finished: RunConfig) -> None:
+    pipeline.run_stage(finished, "policy")
+    rows = list(StageFolder(finished.run.dir, "policy").rows())
+    problems = {row["problem"] for row in StageFolder(finished.run.dir, "score").rows(["problem"])}
+    for whose, stage in (("prm", "train"), ("generator", "warmup")):
+        mine = [row for row in rows if row["generator"] == whose]
+        assert {row["problem"] for row in mine} == problems and len(mine) == len(problems) == 4
+        model = str(StageFolder(finished.run.dir, stage).path)
+        sampler = TransformersSampler(sampler_options(policy.sampling_config(finished), model))
+        for row in mine:
+            ((sample,),) = asyncio.run(sampler.sample([row["prompt_tokens"]], [0]))
+            assert row["response_tokens"] == sample.tokens and row["correct"] == (len(row["text"]) % 2 == 0)
+    right = sum(row["correct"] for row in rows if row["generator"] == "prm")
+    assert finished_report(finished, "policy")["accuracy"]["prm"]["value"] == right / 4
 
 
 def test_a_second_start_does_nothing(finished: RunConfig) -> None:

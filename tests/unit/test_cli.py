@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prm_ray.cli import STAGE_HELP, main
-from prm_ray.config import STAGES
+from prm_ray.cli import MEASUREMENT_HELP, STAGE_HELP, main
+from prm_ray.config import MEASUREMENTS, STAGES
 
 PROGRAM = """
 import json, sys
@@ -45,12 +45,13 @@ def config_file(tmp_path: Path) -> str:
 
 def test_the_verbs_are_the_stages_in_their_order():
     assert tuple(STAGE_HELP) == STAGES
+    assert tuple(MEASUREMENT_HELP) == tuple(MEASUREMENTS)
 
 
 def test_help_lists_every_verb_and_an_example_without_loading_anything_heavy():
     result = prm_ray("--help")
     assert result.returncode == 0
-    assert all(f"\n  {verb} " in result.stdout for verb in ("run", *STAGES, "serve", "demo"))
+    assert all(f"\n  {verb} " in result.stdout for verb in ("run", *STAGES, *MEASUREMENTS, "serve", "demo"))
     assert "prm-ray train configs/debug.toml train.beta=0.1" in result.stdout
     assert loaded(result) == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prm_ray.config import STAGES
+from prm_ray.config import MEASUREMENTS, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
@@ -18,7 +18,7 @@ def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_is_a_job_for_every_stage_the_whole_run_and_the_server():
-    assert {path.stem.removesuffix("_") for path in JOBS} == {*STAGES, "run", "serve"}
+    assert {path.stem.removesuffix("_") for path in JOBS} == {*STAGES, *MEASUREMENTS, "run", "serve"}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -46,6 +46,8 @@ def test_a_job_calls_what_it_is_named_after(path: Path, tmp_path: Path):
         ("import_", "this run has no import stage: import.source is not set"),
         ("label", "run the generate stage first"),
         ("evaluate", "run the generate stage first"),
+        ("processbench", "run the generate stage first"),
+        ("policy", "run the generate stage first"),
         ("serve", "run the train stage first"),
     ],
 )

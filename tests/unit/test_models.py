@@ -93,3 +93,15 @@ def test_a_prm_finds_its_reference_after_both_have_moved(tmp_path: Path) -> None
     old.rename(tmp_path / "new")
     assert models.read_prm_json(tmp_path / "new/checkpoint")["reference"] == str(tmp_path / "new/warmup")
     assert str(tmp_path) not in json.dumps((tmp_path / "new/checkpoint/prm.json").read_text())
+
+
+def test_parameters_are_counted_without_the_table_that_tokens_are_looked_up_in(tiny_model: str, tmp_path: Path) -> None:
+    """Tied to the output layer the table is multiplied with, and counts once."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = models.load_model(tiny_model, "float32")
+    table = model.get_input_embeddings().weight.numel()
+    assert models.count_parameters(tiny_model) == sum(each.numel() for each in model.parameters()) - table
+    tied = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(tied).save_pretrained(tmp_path)
+    assert models.count_parameters(str(tmp_path)) == models.count_parameters(tiny_model)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from prm_ray.config import RunConfig, load_config
+from prm_ray.config import MEASUREMENTS, ProcessBenchSection, RunConfig, load_config
 from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.stages.pipeline import clear_from, known_cause, run_all, run_stage
 from prm_ray.tables import StageFolder
+from tests.tables_by_hand import mark_done
 
 BEFORE_RERANK = ("generate", "label", "reference", "train", "score")
 
@@ -27,15 +28,9 @@ def make_config(tmp_path: Path, *overrides: str) -> RunConfig:
 
 def finish_by_hand(config: RunConfig, stages: tuple[str, ...] = BEFORE_RERANK, at: str = "noon") -> None:
     """Leave each stage's folder as a finished stage does; `scores` holds a problem with a right and a wrong answer."""
-    before = None
-    for stage in stages:
-        folder = StageFolder(config.run.dir, stage)
-        link = {f"{before}.finished_at": at} if before else {}
-        folder.begin(config.identity(stage) | link)
-        if stage == "score":
-            folder.write_part(0, [score_row(0, "right", 2.0), score_row(1, "wrong", 1.0)])
-        folder.finish({"stage": stage, "finished_at": at})
-        before = stage
+    mark_done(config, stages, at)
+    if "score" in stages:
+        StageFolder(config.run.dir, "score").write_part(0, [score_row(0, "right", 2.0), score_row(1, "wrong", 1.0)])
 
 
 def score_row(index: int, answer: str, reward: float) -> dict:
@@ -136,6 +131,27 @@ def test_fresh_after_a_changed_setting_leads_on(tmp_path: Path):
     changed = make_config(tmp_path, "rerank.sizes=[2]")
     clear_from(changed, "rerank")
     assert run_stage(changed, "rerank")["rows_out"] > 0
+
+
+def test_a_measurement_needs_the_stage_it_builds_on_and_no_later_one(config: RunConfig):
+    finish_by_hand(config, BEFORE_RERANK[:3])
+    with pytest.raises(UserError, match=r"checkpoint' is not finished; run the train stage first"):
+        run_stage(config, "processbench")
+    mark_done(config, BEFORE_RERANK[:4])
+    with pytest.raises(UserError, match=r"processbench.source 'nowhere' must be a folder"):
+        run_stage(config.model_copy(update={"processbench": ProcessBenchSection(source="nowhere")}), "processbench")
+
+
+def test_a_measurement_goes_with_the_stage_it_builds_on_and_takes_nothing_along(config: RunConfig):
+    finish_by_hand(config)
+    for name in MEASUREMENTS:
+        StageFolder(config.run.dir, name).path.mkdir()
+    clear_from(config, "processbench")
+    assert StageFolder(config.run.dir, "policy").path.is_dir() and StageFolder(config.run.dir, "score").is_done()
+    clear_from(config, "score")
+    assert StageFolder(config.run.dir, "policy").path.is_dir()
+    clear_from(config, "train")
+    assert not StageFolder(config.run.dir, "policy").path.exists()
 
 
 def test_the_import_stage_exists_only_with_a_source(tmp_path: Path):

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prm_ray.core.processbench import ProcessBenchScore, best_threshold, first_below, process_bench_score
+from prm_ray.core.processbench import (
+    ProcessBenchScore,
+    best_threshold,
+    best_uniform_threshold,
+    first_below,
+    mean_f1,
+    process_bench_score,
+    resampled_scores,
+    step_scores,
+    uniform_score,
+)
 
 
 def rows(number: int, seed: int = 0) -> list[tuple[int, int]]:
@@ -27,19 +37,47 @@ def test_a_perfect_scorer_has_an_f1_of_one() -> None:
 
 
 def test_a_random_scorer_is_about_as_good_as_the_best_way_to_guess() -> None:
-    """Scores uniform in [0, 1]: t meets a right one of S steps with (1-t)^S, one wrong at k with t(1-t)^k."""
+    """Scores uniform in [0, 1], against what they reach on average; half of the solutions have no wrong step."""
     made, rng = rows(20_000), random.Random(1)
     scores = [[rng.random() for _ in range(steps)] for steps, _ in made]
-    labels = [label for _, label in made]
-    expected = 0.0
-    for threshold in [number / 1000 for number in range(1, 1000)]:
-        right = [(1 - threshold) ** steps for steps, label in made if label == -1]
-        wrong = [threshold * (1 - threshold) ** label for _, label in made if label != -1]
-        one, other = sum(right) / len(right), sum(wrong) / len(wrong)
-        expected = max(expected, 2 * one * other / (one + other))
+    num_steps, labels = (list(column) for column in zip(*made, strict=True))
+    expected = uniform_score(num_steps, labels, best_uniform_threshold(num_steps, labels))
+    assert expected.f1 is not None and 0.2 < expected.f1 < 0.35
     threshold = best_threshold(scores, labels)
-    found = process_bench_score([first_below(each, threshold) for each in scores], labels).f1
-    assert found == pytest.approx(expected, abs=0.02) and 0.2 < expected < 0.35
+    found = process_bench_score([first_below(each, threshold) for each in scores], labels)
+    assert found.f1 == pytest.approx(expected.f1, abs=0.02)
+    fixed = process_bench_score([first_below(each, 0.1) for each in scores], labels)
+    at_a_tenth = uniform_score(num_steps, labels, 0.1)
+    assert fixed.error_accuracy == pytest.approx(at_a_tenth.error_accuracy, abs=0.02)
+    assert fixed.correct_accuracy == pytest.approx(at_a_tenth.correct_accuracy, abs=0.02)
+
+
+def test_protocols_by_hand() -> None:
+    """Two steps of 2 and 1 tokens; the empty one in the middle ends where the first does."""
+    rewards, ends = [-1.0, 0.0, 0.4], [2, 2, 3]
+    assert step_scores(rewards, ends, "step") == rewards
+    assert step_scores(rewards, ends, "prefix") == pytest.approx([-1.0, -1.0, -0.6])
+    assert step_scores(rewards, ends, "prefix_mean") == pytest.approx([-0.5, -0.5, -0.2])
+    with pytest.raises(ValueError, match="protocol 'sum' must be one of prefix, step, prefix_mean"):
+        step_scores(rewards, ends, "sum")
+
+
+def test_intervals_hold_the_figure_and_narrow_with_more_solutions() -> None:
+    """Right ones met half of the time, wrong ones a quarter: F1 = 2 * 1/2 * 1/4 / (3/4) = 1/3."""
+    widths = []
+    for number in (20, 500):
+        labels = [-1, -1, 0, 0, 0, 0] * number
+        predictions = [-1, 0, 0, 1, 1, 1] * number
+        draws = resampled_scores(predictions, labels, 500, seed=0)
+        interval = mean_f1([process_bench_score(predictions, labels).f1], [draws["f1"]])
+        assert interval.value == pytest.approx(1 / 3) and interval.low is not None and interval.high is not None
+        assert interval.low < 1 / 3 < interval.high
+        widths.append(interval.high - interval.low)
+    assert widths[1] == pytest.approx(widths[0] / 5, rel=0.3)
+
+
+def test_a_mean_needs_the_f1_of_every_subset() -> None:
+    assert mean_f1([0.5, None], []).value is None
 
 
 def test_f1_by_hand() -> None:

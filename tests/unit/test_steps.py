@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from prm_ray.core.steps import split_steps, step_token_ends
+from prm_ray.core.steps import join_steps, split_steps, step_token_ends, token_ends_at
 
 RULES = ["blank_line", "newline", "step_k", "none", r"regex:(?m)^Step"]
 TEXTS = [
@@ -61,6 +61,30 @@ def test_steps_that_share_their_only_token_become_one() -> None:
 
 def test_the_last_step_ends_at_the_last_token_even_when_the_text_ends_earlier() -> None:
     assert step_token_ends("a\n\n", [1, 3, 3], "blank_line") == [3]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "ends"),
+    [
+        ("newline", "a\n\nb", [2, 3, 4]),
+        ("blank_line", "a\n\n\n\nb", [3, 5, 6]),
+        ("step_k", "Step 1: a\n\nStep 2: \n\nStep 3: b", [11, 21, 30]),
+        ("none", "a\n\n\n\nb", [3, 5, 6]),
+    ],
+)
+def test_given_steps_are_joined_as_the_rule_finds_them_and_none_is_lost(rule: str, text: str, ends: list[int]) -> None:
+    assert join_steps(["a", "", "b"], rule) == (text, ends)
+
+
+def test_steps_of_a_rule_come_back_when_they_are_joined_again() -> None:
+    for rule in ("newline", "blank_line"):
+        text = join_steps(["x = 1", "y = 2\t", "z"], rule)[0]
+        assert join_steps([step.rstrip("\n") for step in split_steps(text, rule)], rule)[0] == text
+
+
+def test_given_steps_inside_one_token_end_with_it() -> None:
+    """Tokens "a\\n\\nb" "c" <end>: three ends of given steps, none of them dropped."""
+    assert token_ends_at([2, 3, 5], [4, 5, 5]) == [1, 1, 2]
 
 
 def test_an_unknown_rule_is_named() -> None:

@@ -1,0 +1,19 @@
+"""Sample answers from the trained model and from the one it started as, and compare how many are right.
+
+Usage: python -m jobs.policy CONFIG [section.key=value ...]
+       ray job submit --working-dir . -- python -m jobs.policy CONFIG [section.key=value ...]
+"""
+
+from prm_ray.entry import failing_in_one_line, read_command_line
+
+
+def main() -> None:
+    config = read_command_line(__doc__)  # a wrong config ends here, before torch or ray is imported
+    from prm_ray.stages.pipeline import run_stage
+
+    with failing_in_one_line():
+        run_stage(config, "policy")
+
+
+if __name__ == "__main__":
+    main()
