@@ -1,23 +1,14 @@
-"""What it took to make a reward model, in floating-point operations: from the manifests of its run.
-
-2 P operations a token that a model of P parameters only reads or writes, 6 P a token that it is trained on (Kaplan et
-al. 2020, arXiv 2001.08361). Tokens are those of responses, as the manifests count them; prompts are left out.
-"""
+"""What it took to make a reward model, in floating-point operations, from the manifests of its run."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
-from safetensors import safe_open
 
+from prm_ray.core.compute import run_flops
 from prm_ray.tables import StageFolder, read_parquet
-
-_STEP_LABELS = "step_labels"
-"""Folder of the stage that labels steps, in runs that have it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +18,7 @@ class Cost:
     label: float
     """Labelling their steps; 0 where that is not done."""
     train: float
+    """The reference's log-probs of the training responses, and training."""
 
     @property
     def total(self) -> float:
@@ -34,34 +26,30 @@ class Cost:
 
 
 def training_cost(folder: Path) -> Cost | None:
-    """Cost of the run in a folder; None where its checkpoint is not there, or is an adapter without its base."""
-    checkpoint = StageFolder(folder, "train")
-    parameters = _num_parameters(checkpoint.path)
-    if not parameters or not checkpoint.is_done():
+    """Cost of the run in a folder; None where a manifest does not tell, as those of older versions."""
+    stages = [
+        StageFolder(folder, stage) for stage in STAGES if stage in ("generate", "reference", "step_label", "train")
+    ]
+    manifests = {stage.stage: stage.manifest() for stage in stages if stage.is_done()}
+    flops = run_flops({stage: manifest for stage, manifest in manifests.items() if manifest["stage"] == stage})
+    if flops.get("train") is None or None in (
+        flops.get(stage, 0.0) for stage in ("generate", "reference", "step_label")
+    ):
         return None
-    step_labels = folder / _STEP_LABELS / "manifest.json"
-    labelled = json.loads(step_labels.read_text(encoding="utf-8"))["tokens"] if step_labels.is_file() else 0
+    share = _training_share(StageFolder(folder, "reference"))
     return Cost(
-        collect=2.0 * parameters * _sampled_tokens(StageFolder(folder, "generate")),
-        label=2.0 * parameters * labelled,
-        train=6.0 * parameters * checkpoint.manifest()["tokens"],
+        collect=share * (flops.get("generate") or 0.0),
+        label=flops.get("step_label") or 0.0,
+        train=(flops["train"] or 0.0) + share * (flops.get("reference") or 0.0),
     )
 
 
-def _num_parameters(checkpoint: Path) -> int:
-    """From the headers of the weight files; nothing is loaded."""
-    total = 0
-    for path in checkpoint.glob("model*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
-
-
-def _sampled_tokens(responses: StageFolder) -> int:
-    """Tokens of the responses to training problems."""
-    total = 0
+def _training_share(responses: StageFolder) -> float:
+    """Share of the response tokens that belongs to training problems."""
+    tokens = {"train": 0, "test": 0}
     for part in responses.finished_parts():
         table = read_parquet(responses.part_path(part), ["split", "response_tokens"])
-        lengths = pc.list_value_length(table.filter(pc.equal(table["split"], "train"))["response_tokens"])
-        total += pc.sum(lengths).as_py() or 0
-    return total
+        for split in tokens:
+            lengths = pc.list_value_length(table.filter(pc.equal(table["split"], split))["response_tokens"])
+            tokens[split] += pc.sum(lengths).as_py() or 0
+    return tokens["train"] / max(1, sum(tokens.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prm_ray.stages.plots import spread
 
@@ -63,7 +63,7 @@ def new_axes(ink: Ink, width: float, height: float, columns: int | None = None) 
 def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], ink: Ink) -> None:
     """Names right of the axes, each led to from its (x, y, name, colour), moved apart so that none covers another."""
     low, high = axes.get_ylim()
-    gap = 1.35 * _LABEL_POINTS / (72 * axes.figure.get_figheight() * 0.85)
+    gap = 1.35 * _LABEL_POINTS / (72 * cast("Figure", axes.figure).get_figheight() * 0.85)
     places = spread([(y - low) / (high - low) for _, y, _, _ in labels], gap, 1.0)
     line = {"arrowstyle": "-", "alpha": 0.4, "shrinkA": 2, "shrinkB": 4, "relpos": (0, 0.5)}
     for (x, y, name, color), place in zip(labels, places, strict=True):
@@ -82,21 +82,27 @@ def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], ink: Ink
 
 def numbered_dots(axes: Axes, dots: list[tuple[float, float, str, str]], ink: Ink) -> None:
     """Dots at (x, y, name, colour) on axes whose limits are set, with a number each; the names stand at the right."""
-    height = 72 * axes.figure.get_figheight() * 0.85
+    height = 72 * cast("Figure", axes.figure).get_figheight() * 0.85
     gap, low, high = 1.35 * _LABEL_POINTS / height, *axes.get_ylim()
     by_column: dict[int, list[int]] = {}
     for index, (x, y, name, color) in enumerate(dots):
         axes.plot(x, y, "o", color=color, markersize=6)
         place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
         by_column.setdefault(round(place / _SAME_COLUMN), []).append(index)
-        text = {"xycoords": "axes fraction", "color": color, "fontsize": _LABEL_POINTS, "annotation_clip": False}
+        text: dict[str, Any] = {
+            "xycoords": "axes fraction",
+            "color": color,
+            "fontsize": _LABEL_POINTS,
+            "annotation_clip": False,
+        }
         axes.annotate(f"{index + 1}  {name}", (1.03, 1 - gap * (index + 0.5)), va="center", **text)
     for indices in by_column.values():
         places = spread([(dots[index][1] - low) / (high - low) for index in indices], gap, 1.0)
         for index, place in zip(indices, places, strict=True):
             where = (dots[index][0], low + place * (high - low))
-            offset = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": _LABEL_POINTS - 1}
-            axes.annotate(str(index + 1), where, color=dots[index][3], annotation_clip=False, **offset)
+            offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            style: dict[str, Any] = {"color": dots[index][3], "fontsize": _LABEL_POINTS - 1, "annotation_clip": False}
+            axes.annotate(str(index + 1), where, **offset, **style)
 
 
 def group_colors(data: dict[str, Any], ink: Ink) -> dict[str, str]:

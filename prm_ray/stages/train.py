@@ -91,7 +91,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
 def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
     """What whoever loads the checkpoint has to know."""
     section = config.train
-    facts = {
+    facts: dict[str, Any] = {
         "reward": section.reward,
         "objective": section.objective,
         "beta": section.beta,
