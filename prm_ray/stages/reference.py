@@ -17,6 +17,7 @@ from prm_ray.config import RunConfig
 from prm_ray.core.packing import PromptGroup
 from prm_ray.core.steps import step_token_ends
 from prm_ray.errors import UserError
+from prm_ray.fingerprints import model_fingerprint, row_fingerprint
 from prm_ray.models import (
     check_vocabularies,
     context_length,
@@ -26,10 +27,8 @@ from prm_ray.models import (
     encode_response,
     load_model,
     load_tokenizer,
-    model_fingerprint,
     reference_model_path,
     resolve_model,
-    row_fingerprint,
     token_char_ends,
 )
 from prm_ray.scorer import group_values

@@ -13,6 +13,7 @@ from prm_ray.config import RunConfig, load_config
 from prm_ray.core.forward import policy_and_reference_logprobs, response_logprobs
 from prm_ray.core.packing import PromptGroup, pack
 from prm_ray.errors import UserError
+from prm_ray.fingerprints import model_fingerprint
 from prm_ray.scorer import Scorer
 
 GROUPS = [PromptGroup([5, 6, 7], [[8, 9, 4], [8, 10], [11]]), PromptGroup([5, 6], [[8] * 9, [12, 4]])]
@@ -88,14 +89,14 @@ def test_an_adapter_of_peft_itself_loads_without_prm_json(adapter: str, tmp_path
 def test_a_fingerprint_follows_the_adapter_and_its_base_not_the_place(tiny_model: str, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_model, tmp_path / "old/base"))
     write_adapter(tmp_path / "old/adapter", str(base))
-    before = models.model_fingerprint(str(tmp_path / "old/adapter"))
+    before = model_fingerprint(str(tmp_path / "old/adapter"))
     shutil.copytree(tmp_path / "old", tmp_path / "new")
-    assert models.model_fingerprint(str(tmp_path / "new/adapter")) == before
+    assert model_fingerprint(str(tmp_path / "new/adapter")) == before
     for file in ("base/model.safetensors", "adapter/adapter_model.safetensors"):
         folder = shutil.copytree(tmp_path / "old", tmp_path / file.replace("/", "-"))
         weights = (folder / file).read_bytes()
         (folder / file).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-        assert models.model_fingerprint(str(folder / "adapter")) != before
+        assert model_fingerprint(str(folder / "adapter")) != before
 
 
 def test_the_context_of_an_adapter_is_that_of_its_base(adapter: str) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
-    *("adapters", "models", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
+    *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "scorer", "headscorer"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "dataselection": FOUNDATION,
     "adapters": {"errors"},
     "models": FOUNDATION | {"core", "adapters"},
+    "fingerprints": {"adapters", "models"},
     "scorer": FOUNDATION | {"core", "adapters", "models"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models"},
     "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "scorer"},

@@ -9,6 +9,7 @@ import pytest
 from prm_ray import models
 from prm_ray.config import Example, PromptSection
 from prm_ray.errors import UserError
+from prm_ray.fingerprints import model_fingerprint
 from tests.tiny import save_tiny_model
 
 
@@ -63,10 +64,10 @@ def test_policy_and_reference_must_read_the_same_token_ids(
 
 
 def test_a_fingerprint_follows_weights_tokenizer_and_template_not_the_place(broken: Path, tiny_model: str) -> None:
-    before = models.model_fingerprint(tiny_model)
-    assert models.model_fingerprint(str(broken)) == before
+    before = model_fingerprint(tiny_model)
+    assert model_fingerprint(str(broken)) == before
     (broken / "chat_template.jinja").write_text("other")
-    assert models.model_fingerprint(str(broken)) != before
+    assert model_fingerprint(str(broken)) != before
 
 
 @pytest.mark.parametrize("text", ["plain", "漢字 é🙂\n\n\ttabs", "a\U0001d4b3b", " leading and trailing \n"])

@@ -9,7 +9,7 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import model_fingerprint, row_fingerprint
+from prm_ray.fingerprints import model_fingerprint, row_fingerprint
 from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, read_training_rows
 from prm_ray.tables import StageFolder, write_parquet
 from tests.tables_by_hand import tiny_config
