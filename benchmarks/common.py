@@ -100,6 +100,19 @@ def flags(about: str | None, **defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags, with those refused that leave nothing to measure or nowhere to write."""
+    args = parser.parse_args()
+    for name in ("prompts", "prompt", "n", "response", "batch", "token_budget", "threads", "repeats", "check"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if not 0 <= args.spread < 1:
+        parser.error(f"--spread {args.spread}: must be from 0 to below 1")
+    if args.out and not args.out.absolute().parent.is_dir():
+        parser.error(f"--out {args.out}: there is no folder {args.out.absolute().parent}")
+    return args
+
+
 def setting_of(args: argparse.Namespace, **changes: Any) -> Setting:
     values = {name: getattr(args, name) for name in Setting.__annotations__ if name != "num_prompts"}
     return Setting(**({"num_prompts": args.prompts} | values | changes))

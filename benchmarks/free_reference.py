@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from prm_ray.core.metrics import percentile_interval, resample_means
 from prm_ray.core.rewards import aggregate, step_rewards
+from prm_ray.entry import failing_in_one_line
 from prm_ray.models import load_model, read_prm_json
 from prm_ray.scorer import group_values
 from prm_ray.stages.groups import group_rows
@@ -110,7 +111,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use the first so many problems")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
-    figures = measure(args.run, args.dtype, args.limit)
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit {args.limit}: must be at least 1")
+    with failing_in_one_line():
+        figures = measure(args.run, args.dtype, args.limit)
     show(figures, print)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n")

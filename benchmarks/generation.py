@@ -174,7 +174,7 @@ def show(rounds: list[dict[str, Figures]], setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
-    args: argparse.Namespace = common.flags(__doc__, n=8, prompts=8).parse_args()
+    args: argparse.Namespace = common.parse(common.flags(__doc__, n=8, prompts=8))
     if importlib.util.find_spec("vllm") is None:
         raise SystemExit("this benchmark generates with vLLM, which is not installed")
     setting = common.setting_of(args, spread=0.0)

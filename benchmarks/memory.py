@@ -80,7 +80,7 @@ def show(found: dict[str, list[float | None]], lengths: list[int], logits: list[
 def main() -> None:
     parser = common.flags(__doc__, model="tiny-152k", prompt=16, n=1, spread=0.0, repeats=1)
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens of the response")
-    args: argparse.Namespace = parser.parse_args()
+    args: argparse.Namespace = common.parse(parser)
     if args.model not in common.SHAPES:
         parser.error(f"--model {args.model}: must be one of {', '.join(common.SHAPES)}")
     lengths = [int(length) for length in args.lengths.split(",")]

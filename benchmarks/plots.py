@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("sweep", type=Path)
     parser.add_argument("picture", type=Path)
     args = parser.parse_args()
-    draw(json.loads(args.sweep.read_text(encoding="utf-8")), args.picture)
+    if not args.sweep.is_file() or "sweep" not in (content := json.loads(args.sweep.read_text(encoding="utf-8"))):
+        parser.error(f"{args.sweep}: must be the JSON that benchmarks.scoring --sweep --out writes")
+    draw(content, args.picture)
 
 
 if __name__ == "__main__":

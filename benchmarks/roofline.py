@@ -155,7 +155,7 @@ def show(figures: Figures, setting: Setting) -> None:
 
 
 def main() -> None:
-    args: argparse.Namespace = common.flags(__doc__, repeats=1).parse_args()
+    args: argparse.Namespace = common.parse(common.flags(__doc__, repeats=1))
     setting = common.setting_of(args)
     with fresh.shared_folder() as folder:
         runs = [fresh.run_fresh("benchmarks.roofline:measure", setting, folder) for _ in range(args.repeats)]

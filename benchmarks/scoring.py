@@ -213,8 +213,10 @@ def main() -> None:
     parser = common.flags(__doc__)
     parser.add_argument("--ways", default=",".join(NAMES), help="some of " + ",".join(NAMES))
     parser.add_argument("--sweep", action="store_true", help="vary N, prompt and response length; 16 candidates else")
-    args: argparse.Namespace = parser.parse_args()
+    args: argparse.Namespace = common.parse(parser)
     chosen = [way for way in args.ways.split(",") if way]
+    if not chosen:
+        parser.error(f"--ways is empty: must be some of {','.join(NAMES)}")
     if unknown := set(chosen) - NAMES.keys():
         parser.error(f"--ways {','.join(sorted(unknown))}: must be some of {','.join(NAMES)}")
     if "vllm" in chosen and importlib.util.find_spec("vllm") is None:

@@ -194,7 +194,7 @@ def show(result: dict[str, Any], setting: Setting) -> None:
 
 def main() -> None:
     parser = common.flags(__doc__, prompts=4, n=8, batch=8, prompt=None)
-    args: argparse.Namespace = parser.parse_args()
+    args: argparse.Namespace = common.parse(parser)
     shapes = SHAPES if args.prompt is None else ((args.prompt, args.n, args.response),)
     settings = [common.setting_of(args, prompt=prompt, n=n, response=response) for prompt, n, response in shapes]
     results = []

@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING
 from prm_ray.config import PromptSection
 from prm_ray.core.forward import Reading
 from prm_ray.core.packing import PromptGroup
-from prm_ray.core.support import check_model
 from prm_ray.errors import UserError
 from prm_ray.models import read_prm_json, resolve_model
 from prm_ray.rewardmodels import HEADS, load_reward_model
-from prm_ray.scorer import ScoredResponse, all_rewards, cut_steps, encode_problem, encode_responses, group_values
+from prm_ray.scorer import (
+    ScoredResponse,
+    all_rewards,
+    check_lengths,
+    check_numbers,
+    check_scoring,
+    cut_steps,
+    encode_problem,
+    encode_responses,
+    group_values,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -39,7 +48,8 @@ class HeadScorer:
         prompt: PromptSection | None = None,
         token_budget: int = 8192,
     ):
-        check_model(model)
+        check_numbers(token_budget=token_budget)
+        check_scoring(model, step_rule)
         self.model, self.tokenizer, self.reading = model, tokenizer, reading
         self.step_rule, self.token_budget = step_rule, token_budget
         self.prompt = prompt or PromptSection()
@@ -65,6 +75,7 @@ class HeadScorer:
         tokens = encode_responses(self.tokenizer, responses)
         cuts = [cut_steps(self.tokenizer, each, self.step_rule) for each in tokens]
         group = PromptGroup(encode_problem(self.tokenizer, self.prompt, problem), tokens)
+        check_lengths(self.model, group)
         (logits,) = self.step_logits([group], [[ends for _, ends in cuts]])
         return [
             ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, len(each)))

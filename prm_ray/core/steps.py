@@ -15,6 +15,14 @@ _DELIMITERS = {"blank_line": re.compile(r"\n[^\S\n]*\n\s*"), "newline": re.compi
 _STEP_K = re.compile(r"(?m)^[ \t]*(?:#+ *|\*\*)?Step +\d+\b")
 
 
+def check_rule(rule: str) -> None:
+    """Raises `ValueError` for a rule that `step_char_ends` does not know or whose pattern is no regex."""
+    try:
+        step_char_ends("", rule)
+    except re.error as error:
+        raise ValueError(f"step rule {rule!r} has no valid regex: {error}") from None
+
+
 def step_char_ends(text: str, rule: str) -> list[int]:
     """Character offsets where the steps of `text` end; the last is `len(text)`. At least one, strictly increasing.
 

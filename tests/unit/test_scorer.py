@@ -1,6 +1,7 @@
 """Scorer: what a library user gets."""
 
 import math
+import re
 
 import pytest
 
@@ -72,3 +73,37 @@ def test_an_empty_response_is_named_not_scored(tiny_model: str) -> None:
 def test_a_model_without_a_reference_says_what_is_missing(tiny_model: str) -> None:
     with pytest.raises(UserError, match=r"has no prm\.json that names a reference"):
         Scorer.from_pretrained(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beta": math.nan}, "beta is nan; it must be a number above 0"),
+        ({"beta": -1.0}, "beta is -1.0"),
+        ({"token_budget": 0}, "token_budget is 0; it must be a whole number"),
+        ({"cache_tokens": 1.5}, "cache_tokens is 1.5; it must be 0"),
+        ({"step_rule": "lines"}, "step rule 'lines' must be blank_line"),
+        ({"step_rule": "regex:("}, "no valid regex"),
+        ({"dtype": "int8"}, "dtype 'int8' must be one of float32"),
+    ],
+)
+def test_a_wrong_argument_is_named_when_the_scorer_is_made(tiny_model: str, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Scorer.from_pretrained(tiny_model, with_reference=False, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("problem", "responses", "message"),
+    [
+        ("1+2", "3\n4", "responses is one text"),
+        ("1+2", ["3", 4], "response 1 is 4; it must be a text"),
+        (None, ["3"], "problem None must be a text, or a list of messages"),
+        ([], ["3"], "problem [] must be"),
+        ([{"role": "user"}], ["3"], "must be a text, or a list of messages"),
+        ("1+2", ["3", "9" * 600], "together they must be at most the model's 512"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(tiny_model: str, problem: object, responses: object, message: str) -> None:
+    scorer = Scorer.from_pretrained(tiny_model, dtype="float32", with_reference=False)
+    with pytest.raises(UserError, match=re.escape(message)):
+        scorer.score(problem, responses)  # type: ignore[arg-type]
