@@ -19,7 +19,8 @@ from prm_ray.core.packing import PromptGroup
 from prm_ray.errors import UserError
 from prm_ray.models import read_prm_json, resolve_model
 from prm_ray.rewardmodels import HEADS, load_reward_model
-from prm_ray.scorer import (
+from prm_ray.scorer import group_values
+from prm_ray.texts import (
     ScoredResponse,
     all_rewards,
     check_lengths,
@@ -28,7 +29,6 @@ from prm_ray.scorer import (
     cut_steps,
     encode_problem,
     encode_responses,
-    group_values,
 )
 
 if TYPE_CHECKING:

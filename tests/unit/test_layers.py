@@ -14,7 +14,7 @@ FOUNDATION = {"errors", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
-    *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "scorer", "headscorer"),
+    *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "texts", "scorer", "headscorer"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "adapters": {"errors"},
     "models": FOUNDATION | {"core", "adapters"},
     "fingerprints": {"adapters", "models"},
-    "scorer": FOUNDATION | {"core", "adapters", "models"},
+    "texts": FOUNDATION | {"core", "models"},
+    "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models"},
-    "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "scorer"},
+    "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "texts", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},
     "trainerstate": set(),

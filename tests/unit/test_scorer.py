@@ -7,7 +7,8 @@ import pytest
 
 from prm_ray.errors import UserError
 from prm_ray.models import load_model, load_tokenizer
-from prm_ray.scorer import ScoredResponse, Scorer
+from prm_ray.scorer import Scorer
+from prm_ray.texts import ScoredResponse
 
 RESPONSES = ["1+2=3\n3+4=7\n\n", "1+2=4", "漢字 🙂\n\n\nxé"]
 
