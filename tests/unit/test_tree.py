@@ -95,6 +95,12 @@ def test_every_setting_is_documented_with_its_default():
     assert settings_in_docs() == settings_in_code()
 
 
+def test_every_test_file_has_a_name_of_its_own():
+    """pytest cannot collect two of one name in folders without `__init__.py`."""
+    names = [Path(name).name for name in tracked("tests/*.py") if Path(name).name.startswith("test_")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_files_stay_short():
     lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in tracked("*.py")}
     too_long = {name for name, length in lengths.items() if length > MAX_FILE_LINES}
