@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from prm_ray.experiment.grid import is_done, load_experiment
-from tests.integration.test_experiment import BASE, GRID, everything
+from tests.integration.test_experiment_runs import BASE, GRID, everything
 from tests.processes import MARK, marked, wait_until
 
 
