@@ -15,7 +15,7 @@ from prm_ray.stages.groups import group_rows
 from prm_ray.tables import StageFolder
 
 
-def tiny_config(run_dir: Path, model: str, **sections: dict[str, Any]) -> RunConfig:
+def tiny_config(run_dir: Path, model: str, /, **sections: dict[str, Any]) -> RunConfig:
     base: dict[str, dict[str, Any]] = {
         "run": {"dir": str(run_dir)},
         "model": {"name": model, "dtype": "float32"},
