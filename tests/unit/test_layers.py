@@ -15,6 +15,7 @@ MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "scorer", "headscorer"),
+    *("publishedformats", "publishedscorer"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
@@ -32,6 +33,8 @@ MAY_IMPORT = {
     "scorer": FOUNDATION | {"core", "adapters", "models"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models"},
     "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "scorer"},
+    "publishedformats": {"errors"},
+    "publishedscorer": FOUNDATION | {"core", "models", "publishedformats", "rewardmodels", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},
     "trainerstate": set(),
