@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from prm_ray.config import RunConfig, parse_config
 from prm_ray.errors import UserError
-from prm_ray.models import load_tokenizer
+from prm_ray.models import encode_response, load_tokenizer
 from prm_ray.publishedscorer import PublishedScorer
+from prm_ray.stages.score import ScoreWorker, check
+from prm_ray.tables import StageFolder
 from tests.tiny import SPECIAL, save_tiny_model
 
 PROBLEM = "1 + 2 + 3 + 4"
@@ -43,7 +46,7 @@ def save_published(folder: Path, style: str, pad_is_end_of_turn: bool = False) -
 
     tokenizer = load_tokenizer(save_tiny_model(folder / "tokenizer"))
     tokenizer.add_tokens([" ки", " +", " -"])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]}, replace_additional_special_tokens=False)
+    tokenizer.add_tokens(["<extra_0>"], special_tokens=True)
     if style == "math_shepherd":
         tokenizer.chat_template = None
     torch.manual_seed(5)
@@ -203,3 +206,55 @@ def test_what_cannot_be_asked_is_said(folders: dict[str, str]) -> None:
         scorer.score(PROBLEM, [["1", " "]])
     with pytest.raises(UserError, match=r"have \d+ tokens, the model reads 256"):
         scorer.score(PROBLEM, ["ab" * 300])
+
+
+def scoring_run(folder: Path, generator: str, model: str, style: str) -> RunConfig:
+    return parse_config(
+        {
+            "run": {"dir": str(folder)},
+            "model": {"name": generator, "dtype": "float32"},
+            "score": {"model": model, "style": style},
+        }
+    )
+
+
+def test_a_run_can_score_with_it_in_place_of_training(tiny_model: str, folders: dict[str, str], tmp_path: Path) -> None:
+    """What it cannot read is an error row, the others keep their rewards."""
+    config = scoring_run(tmp_path, tiny_model, folders["qwen_prm"], "qwen_prm")
+    assert config.stages() == ("generate", "label", "reference", "score", "rerank", "evaluate")
+    tokenizer = load_tokenizer(tiny_model)
+    texts = [RESPONSES[0], "ab" * 300, RESPONSES[1]]
+    rows = [
+        {
+            "prompt_id": "p",
+            "split": "test",
+            "problem": PROBLEM,
+            "sample_index": index,
+            "text": text,
+            "response_tokens": encode_response(tokenizer, text),
+        }
+        for index, text in enumerate(texts)
+    ]
+    source, target = StageFolder(tmp_path, "reference"), StageFolder(tmp_path, "score")
+    for folder in (source, target):
+        folder.path.mkdir()
+    source.write_part(0, [*rows, rows[0] | {"split": "train"}])
+    stats = ScoreWorker(config, source, target)(0)
+    first, long, last = target.read_part(0)
+    scorer = PublishedScorer.from_pretrained(folders["qwen_prm"], style="qwen_prm", dtype="float32")
+    expected = scorer.score(PROBLEM, [texts[0], texts[2]])
+    for row, scored in zip((first, last), expected, strict=True):
+        assert row["error"] is None and row["token_rewards"] is None
+        assert row["step_rewards"] == pytest.approx(scored.step_rewards, abs=1e-5)
+        assert row["reward_min"] == pytest.approx(min(scored.step_rewards), abs=1e-5)
+    assert long["error"].startswith("not_scored: prompt and response have") and long["reward_min"] is None
+    assert stats.failed == {"not_scored": 1}
+
+
+def test_a_wrong_model_is_said_before_anything_is_sampled(tiny_model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no token '<extra_0>'"):
+        check(scoring_run(tmp_path, tiny_model, tiny_model, "qwen_prm"))
+    with pytest.raises(UserError, match="'/some/where' does not exist"):
+        check(scoring_run(tmp_path, tiny_model, "/some/where", "rlhflow"))
+    with pytest.raises(UserError, match="model 'x/y' and style None: set both or none"):
+        parse_config({"score": {"model": "x/y"}})
