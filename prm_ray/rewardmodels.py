@@ -62,9 +62,9 @@ def load_with_value_head(
         trust_remote_code=trust_remote_code,
         key_mapping={"^regression_head": "score"},  # as UltraRM and Eurus-RM are published
     )
-    if missing and seed is None:
-        raise UserError(f"model {name!r} has no value head: its files lack {missing[0]!r}")
     if missing:
+        if seed is None:
+            raise UserError(f"model {name!r} has no value head: its files lack {missing[0]!r}")
         _start_head(model, seed)
     if model.config.pad_token_id is None:  # transformers' own forward pass asks for one
         model.config.pad_token_id = load_tokenizer(name, needs_chat=False).eos_token_id
