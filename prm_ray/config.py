@@ -454,7 +454,15 @@ class TrainSection(FitSection):
         return self
 
 
+PublishedStyle = Literal["value_head", "math_shepherd", "rlhflow", "qwen_prm"]
+"""Formats in which published reward models are asked, see `publishedformats.py`."""
+
+
 class ScoreSection(Section):
+    model: str | None = None
+    """A published reward model to score with, a folder or hub id; the run then trains none."""
+    style: PublishedStyle | None = None
+    """How `model` is asked: as Skywork-Reward, Math-Shepherd, RLHFlow's or Qwen2.5-Math's PRM is published."""
     with_reference: bool = True
     """False: rewards are beta * log pi (arXiv 2412.01981 Table 5); a server then loads one model, not two."""
     beta_schedule: Literal["constant", "inverse", "decay"] = "constant"
@@ -462,6 +470,12 @@ class ScoreSection(Section):
     token_budget: int = Field(8192, ge=1)
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _a_model_has_a_style(self) -> ScoreSection:
+        if (self.model is None) != (self.style is None):
+            raise ValueError(f"model {self.model!r} and style {self.style!r}: set both or none")
+        return self
 
 
 class RerankSection(Section):
@@ -614,9 +628,16 @@ class RunConfig(Section):
         skipped = {"generate", "label"} if self.import_.source else {"import"}
         if not self.warmup.enabled:
             skipped.add("warmup")
+        if self.score.model is not None:
+            skipped |= {"step_label", "train"}
         if self.step_label.method == "none":
             skipped.add("step_label")
         return tuple(stage for stage in STAGES if stage not in skipped)
+
+    @property
+    def reward(self) -> str:
+        """What a step's reward is: `train.reward`, or of a published model its `score.style`."""
+        return self.score.style or self.train.reward
 
     @property
     def train_seed(self) -> int:

@@ -61,9 +61,10 @@ def reference_model_path(config: RunConfig) -> str:
 
 
 def load_tokenizer(
-    name: str, chat_template: Path | None = None, trust_remote_code: bool = False
+    name: str, chat_template: Path | None = None, trust_remote_code: bool = False, needs_chat: bool = True
 ) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of `name`. Raises `UserError` if there is none, or it has no chat template or end token."""
+    """Load the tokenizer of `name`. Raises `UserError` if there is none, or it has no end token or no chat template,
+    unless it needs none."""
     from transformers import AutoTokenizer
 
     try:
@@ -74,7 +75,7 @@ def load_tokenizer(
         if not chat_template.is_file():
             raise UserError(f"prompt.chat_template {str(chat_template)!r} does not exist")
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
+    if needs_chat and not tokenizer.chat_template:
         raise UserError(f"model {name!r} has no chat template; give one as a Jinja file in prompt.chat_template")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of model {name!r} has no eos_token; responses could not end")

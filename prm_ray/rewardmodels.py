@@ -44,34 +44,79 @@ def _token_of(word: str, tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def load_with_value_head(
-    name: str, dtype: str = "bfloat16", trust_remote_code: bool = False, device: str | None = None, seed: int = 0
+    name: str, dtype: str = "bfloat16", trust_remote_code: bool = False, device: str | None = None, seed: int | None = 0
 ) -> PreTrainedModel:
     """A value head's model in eval mode; over a plain language model a new head, the same for the same seed.
 
-    Raises `UserError` for what does not load or has more than one label.
+    Raises `UserError` for what does not load or has more than one label; without a seed also for a missing head.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     if adapter_base(name) is not None:
         raise UserError(f"model {name!r} is an adapter folder; a value head needs a whole model")
+    model, missing = _load_with_head(
+        AutoModelForSequenceClassification,
+        name,
+        dtype,
+        num_labels=1,
+        trust_remote_code=trust_remote_code,
+        key_mapping={"^regression_head": "score"},  # as UltraRM and Eurus-RM are published
+    )
+    if missing:
+        if seed is None:
+            raise UserError(f"model {name!r} has no value head: its files lack {missing[0]!r}")
+        _start_head(model, seed)
+    if model.config.pad_token_id is None:  # transformers' own forward pass asks for one
+        model.config.pad_token_id = load_tokenizer(name, needs_chat=False).eos_token_id
+    return _placed(model, device)
+
+
+def load_with_process_head(name: str, dtype: str = "bfloat16", device: str | None = None) -> PreTrainedModel:
+    """A Qwen2 with the head of Qwen2.5-Math-PRM, two classes behind a hidden layer, in eval mode.
+
+    Published with code of its own, which is not run: the tensors have the names `score.0` and `score.2`. Raises
+    `UserError` for what does not load, is no Qwen2, or lacks them.
+    """
+    from torch import nn
+    from transformers import AutoConfig, Qwen2ForTokenClassification
+
+    class ProcessRewardModel(Qwen2ForTokenClassification):
+        def __init__(self, config: Any):
+            super().__init__(config)
+            size = config.hidden_size
+            self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
+
+    kind = AutoConfig.from_pretrained(resolve_model(name)).model_type
+    if kind != "qwen2":
+        raise UserError(f"model {name!r} is of type {kind!r}; a head as of Qwen2.5-Math-PRM needs 'qwen2'")
+    model, missing = _load_with_head(ProcessRewardModel, name, dtype)
+    if missing:
+        raise UserError(f"model {name!r} has no process reward head: its files lack {missing[0]!r}")
+    return _placed(model, device)
+
+
+def _load_with_head(auto_class: Any, name: str, dtype: str, **options: Any) -> tuple[Any, list[str]]:
+    """The model, and which weights its files lack."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             resolve_model(name),
-            num_labels=1,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name!r} does not load with a value head: {first_line(error)}") from None
-    if loading["missing_keys"]:
-        _start_head(model, seed)
-    if model.config.pad_token_id is None:  # transformers' own forward pass asks for one
-        model.config.pad_token_id = load_tokenizer(name).eos_token_id
+    return model, sorted(loading["missing_keys"])
+
+
+def _placed(model: Any, device: str | None) -> PreTrainedModel:
+    import torch
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()

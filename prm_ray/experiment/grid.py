@@ -114,9 +114,12 @@ class Experiment:
 
 
 def upstream(config: RunConfig) -> tuple[str, ...]:
-    """The stages before `train`. From there on every run works for itself: `score` writes into the checkpoint too."""
+    """The stages before `train`. From there on every run works for itself: `score` writes into the checkpoint too.
+
+    Before `score` where a published model scores and nothing is trained.
+    """
     stages = config.stages()
-    return stages[: stages.index("train")]
+    return stages[: stages.index("train" if "train" in stages else "score")]
 
 
 def is_done(run: GridRun) -> bool:

@@ -104,6 +104,8 @@ def free_port() -> int:
 
 def _checkpoint(config: RunConfig) -> Path:
     """The trained model's folder; that it and the reference it needs are there is seen here, not by a dying replica."""
+    if config.score.model is not None:
+        raise UserError(f"score.model {config.score.model!r} is a published reward model; only trained ones are served")
     folder = StageFolder(config.run.dir, "train")
     folder.manifest()
     resolve_model(str(folder.path.resolve()))

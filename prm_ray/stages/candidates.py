@@ -29,7 +29,7 @@ REFERENCE = ("ref_logprob_mean", "ref_logprob_sum")
 def counterparts(config: RunConfig) -> tuple[str, ...]:
     """Best-of-N by the same trained model with the reference left out where the rewards have it, or put in where they
     do not (arXiv 2412.01981 Table 5), a method an aggregation; none for a head, which has no reference."""
-    if config.train.reward != "log_ratio":
+    if config.reward != "log_ratio":
         return ()
     whose = "prm_without_reference" if config.score.with_reference else "prm_with_reference"
     return tuple(f"{whose}_{how}" for how in config.rerank.aggregations)

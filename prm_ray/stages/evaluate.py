@@ -27,7 +27,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     report: dict[str, Any] = {
         "headline": "",
         "aggregation": config.evaluate.aggregation,
-        "reward": config.train.reward,
+        "reward": config.reward,
         "with_reference": config.score.with_reference,
         "has_step_labels": needs_step_labels(config),
         "vote_weight": config.rerank.vote_weight,

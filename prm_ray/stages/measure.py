@@ -128,7 +128,7 @@ def prm_accuracy_figures(config: RunConfig, problems: list[Candidates]) -> dict[
     calling all of them right, or all of them wrong, would reach. None without the reference: such a reward is never
     above 0.
     """
-    is_head = config.train.reward != "log_ratio"
+    is_head = config.reward != "log_ratio"
     if not is_head and not config.score.with_reference:
         return None
     name = "prm_last" if is_head else "prm_sum"

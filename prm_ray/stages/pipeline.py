@@ -140,6 +140,8 @@ def _check_belongs(config: RunConfig, stage: str) -> None:
             "warmup": "warmup.enabled is false",
             "step_label": "step_label.method is none",
         }
+        if config.score.model is not None:
+            reasons |= dict.fromkeys(("step_label", "train"), f"it scores with score.model {config.score.model!r}")
         reason = reasons.get(stage, "import.source is set, so responses and labels come from there")
         raise UserError(f"this run has no {stage} stage: {reason}")
 

@@ -1,6 +1,7 @@
 """score: reference table + checkpoint -> token, step and response rewards of the held-out responses.
 
-A reward model with a head gives a logit at the end of each step as its step reward, and nothing for tokens.
+A reward model with a head, trained here or published (`score.model`), gives a logit at the end of each step as its
+step reward, and nothing for tokens.
 
 In: reference/ (test rows without error). Out: scores/ adds token_rewards, step_rewards, policy_logprobs and a
 reward an aggregation.
@@ -10,27 +11,39 @@ beside the rewards, so that `rerank` can compare rewards with and without the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
+from prm_ray.errors import UserError
 from prm_ray.headscorer import HeadScorer
-from prm_ray.models import load_model, load_tokenizer, read_prm_json, write_prm_json
+from prm_ray.models import load_model, load_tokenizer, read_prm_json, reference_model_path, write_prm_json
+from prm_ray.publishedscorer import PublishedScorer, load_format
 from prm_ray.scorer import Scorer
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder, count_failures
+from prm_ray.texts import cut_steps
+
+
+def check(config: RunConfig) -> None:
+    """Raises `UserError` for a published model that is not there or not of its style, before anything is sampled."""
+    if config.score.model is not None and config.score.style is not None:
+        load_format(config.score.model, config.score.style)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    source, checkpoint = StageFolder(config.run.dir, "reference"), StageFolder(config.run.dir, "train").path
-    # Whoever loads the checkpoint, a program or the server, then rewards as this table does.
-    shown = {"with_reference": config.score.with_reference, "beta_schedule": config.score.beta_schedule}
-    write_prm_json(checkpoint, read_prm_json(checkpoint) | shown)
+    source = StageFolder(config.run.dir, "reference")
+    if config.score.model is None:
+        checkpoint = StageFolder(config.run.dir, "train").path
+        # Whoever loads the checkpoint, a program or the server, then rewards as this table does.
+        shown = {"with_reference": config.score.with_reference, "beta_schedule": config.score.beta_schedule}
+        write_prm_json(checkpoint, read_prm_json(checkpoint) | shown)
     map_shards(
         folder,
         max(source.finished_parts()) + 1,
@@ -50,13 +63,19 @@ class ScoreWorker:
         self._source, self._target = source, target
         checkpoint = str(StageFolder(config.run.dir, "train").path)
         set_threads(config.score.num_workers)
-        is_implicit = config.train.reward == "log_ratio"
-        self._add_rewards = _LogRatios(config, checkpoint) if is_implicit else _Logits(config, checkpoint)
+        self._add_rewards: Callable[[list[dict[str, Any]]], None]
+        if config.score.model is not None:
+            self._add_rewards = _Published(config)
+        elif config.train.reward == "log_ratio":
+            self._add_rewards = _LogRatios(config, checkpoint)
+        else:
+            self._add_rewards = _Logits(config, checkpoint)
 
     def __call__(self, index: int) -> ShardStats:
         rows = [row for row in self._source.read_part(index) if row["split"] == "test"]
         good = [row for row in rows if row["error"] is None]
         self._add_rewards(good)
+        good = [row for row in good if row["error"] is None]
         for row in good:
             num_tokens = len(row["response_tokens"])
             row |= {f"reward_{how}": aggregate(row["step_rewards"], how, num_tokens) for how in AGGREGATIONS}
@@ -111,3 +130,28 @@ class _Logits:
         for (numbers, _), of_group in zip(grouped, logits, strict=True):
             for number, logits_S in zip(numbers, of_group, strict=True):
                 rows[number]["step_rewards"] = logits_S
+
+
+class _Published:
+    """Adds what a published reward model says of each step; a response that it cannot read becomes an error row."""
+
+    def __init__(self, config: RunConfig):
+        section, self._step_rule = config.score, config.reference.step_rule
+        assert section.model is not None and section.style is not None
+        self._scorer = PublishedScorer.from_pretrained(
+            section.model, style=section.style, dtype=config.model.dtype, token_budget=section.token_budget
+        )
+        trust = config.model.trust_remote_code
+        self._tokenizer = load_tokenizer(reference_model_path(config), config.prompt.chat_template, trust)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
+        asked = []
+        for row in rows:
+            steps, _ = cut_steps(self._tokenizer, row["response_tokens"], self._step_rule)
+            try:
+                asked.append((row, self._scorer.questions(row["problem"], steps)))
+            except UserError as error:
+                row["error"] = f"not_scored: {error}"
+        logits = self._scorer.step_logits([questions for _, questions in asked])
+        for (row, _), logits_S in zip(asked, logits, strict=True):
+            row["step_rewards"] = logits_S

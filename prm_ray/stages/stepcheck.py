@@ -42,7 +42,7 @@ def step_check(config: RunConfig, scores: StageFolder, found: Survey) -> dict[st
     """
     if not knows_wrong_steps(config):
         return None
-    totals, without, is_head = [], 0, config.train.reward != "log_ratio"
+    totals, without, is_head = [], 0, config.reward != "log_ratio"
     for part in found.parts:
         for rows in read_texts(scores, part).values():
             if is_head:

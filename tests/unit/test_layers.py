@@ -15,6 +15,7 @@ MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "texts", "scorer", "headscorer"),
+    *("publishedformats", "publishedscorer"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
@@ -34,6 +35,8 @@ MAY_IMPORT = {
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models"},
     "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "texts", "scorer"},
+    "publishedformats": {"errors"},
+    "publishedscorer": FOUNDATION | {"core", "models", "publishedformats", "rewardmodels", "texts", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},
     "trainerstate": set(),

@@ -171,3 +171,29 @@ def test_a_ranking_without_wrong_steps_only_asks_for_rising_values() -> None:
     everything = torch.tensor([True, True])
     rising, falling = (step_ranking(torch.tensor(values), everything) for values in ([1.0, 2.0], [-1.0, -2.0]))
     assert rising < falling
+
+
+# What TRL 0.19.1 gave for log-probs of these log-ratios, beta 0.1, in double precision: the methods
+# `DPOTrainer.dpo_loss`, loss_type "sigmoid" and "nca_pair", and `KTOTrainer.kto_loss`, both weights 1, each called by
+# itself with those settings. They are losses of single pairs and responses: TRL takes the mean over the batch behind
+# them, while ours are sums that the trainer divides.
+TRL_RIGHT, TRL_WRONG, TRL_MISMATCHED = [1.5, -0.75, 2.25], [-0.5, 3.25, -2.5], [1.25, 0.5, 1.75, -0.25]
+TRL_LOSSES = {
+    "dpo": [0.5981388693815918, 0.9130152523999526, 0.48358908787082466],
+    "nca": [1.3406653956909413, 1.4939215132292818, 1.2809127130139775],
+    "kto": [
+        *(0.4828192666178145, 0.538983220687684, 0.46412425695036486),  # right
+        *(0.46723452287924006, 0.5606375698448058, 0.4179365100225143),  # wrong
+    ],
+}
+
+
+def test_losses_are_those_of_trl() -> None:
+    ratios = torch.tensor([*TRL_RIGHT, *TRL_WRONG], dtype=torch.float64)
+    for loss, name in ((dpo, "dpo"), (nca, "nca")):
+        ours = [loss(ratios, torch.tensor([[pair, pair + 3]]), 0.1).item() for pair in range(3)]
+        assert ours == pytest.approx(TRL_LOSSES[name], rel=1e-12), name
+    kl = kto_kl(torch.tensor(TRL_MISMATCHED, dtype=torch.float64))
+    right = torch.tensor([True] * 3 + [False] * 3)
+    ours = [kto(ratios[[row]], right[[row]], kl, 0.1).item() for row in range(6)]
+    assert kl.item() == 0.8125 and ours == pytest.approx(TRL_LOSSES["kto"], rel=1e-12)
