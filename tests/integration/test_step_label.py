@@ -21,7 +21,6 @@ def config_of(tmp_path: Path, model: str, backend: str) -> RunConfig:
     return tiny_config(
         tmp_path / "run",
         model,
-        model={"dtype": "bfloat16"},
         label={"judge": "tests.judges:by_first_word"},
         generate={"backend": backend, "max_tokens": 24},
         step_label={"method": "monte_carlo", "num_completions": NUM_COMPLETIONS, "problems_per_shard": 1},
