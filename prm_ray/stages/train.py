@@ -39,7 +39,7 @@ def check(config: RunConfig) -> None:
     """Raises `UserError` for an adapter that the model cannot get, or a run in `select.mix` that cannot be mixed in,
     long before the responses are there."""
     base_model_path(config)
-    check_mix(config)
+    check_mix(config, _columns(config))
     if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
         check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
 
@@ -50,6 +50,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     selection = selected_rows(config)
     table, selected = selection.table, describe(config, selection)
     log.info("train: %s", selected)
+    lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
     data = _training_data(config, table)
     _check_labels(data, config)
     make_data, make_held_out = partial(_training_data, config), partial(_held_out, config)
@@ -73,7 +74,6 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
     last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
-    lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
     details = {"num_steps": num_steps, "last": json.loads(last), "selection": selected, "response_tokens": lengths}
     return StageResult(sum(selection.rows_in), num_responses, {}, tokens, details)
 
@@ -88,7 +88,11 @@ def _adapter(config: RunConfig) -> AdapterSettings | None:
 
 def selected_rows(config: RunConfig) -> Selection:
     """The rows that are trained on or held out while training. Raises `UserError` if there are none."""
-    return read_training_rows(config, [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())])
+    return read_training_rows(config, _columns(config))
+
+
+def _columns(config: RunConfig) -> list[str]:
+    return [*_KEPT, *(_MISMATCHED if config.train.objective == "kto" else ())]
 
 
 def training_rows(config: RunConfig) -> pa.Table:

@@ -46,8 +46,7 @@ def read_training_rows(config: RunConfig, columns: Sequence[str], stage: str = "
     """
     check_mix(config, columns, stage)
     own, *mixed = (StageFolder(run, stage) for run in (config.run.dir, *config.select.mix))
-    names = list(dict.fromkeys([*columns, *NEEDED]))
-    tables = [_split(folder, "train", names) for folder in (own, *mixed)]
+    tables = [_split(folder, "train", [*columns, *NEEDED]) for folder in (own, *mixed)]
     if not tables[0].num_rows:
         raise UserError(f"{str(own.path)!r} has no training response; nothing to train on")
     tested = _split(own, "test", ["prompt_id", "problem"])
@@ -85,6 +84,7 @@ def describe(config: RunConfig, selection: Selection) -> dict[str, Any]:
 
 def _split(folder: StageFolder, split: str, columns: Sequence[str]) -> pa.Table:
     """Rows of a split; a column that a part of an earlier version lacks is null there."""
+    columns = list(dict.fromkeys(columns))
     schema = pa.schema([SCHEMAS[folder.stage].field(name) for name in columns])
     parts = [schema.empty_table()]
     for index in folder.finished_parts():

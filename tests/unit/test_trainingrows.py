@@ -66,7 +66,7 @@ def test_a_second_runs_responses_join_those_of_the_same_problem_and_add_others(
         "rows_out": {"own": 2, str(other): 2},
         "problems_out": 2,
     }
-    assert read_test_rows(config, ["prompt_id"]).to_pylist() == [{"prompt_id": "tested"}]
+    assert read_test_rows(config, ["prompt_id", "correct"]).to_pylist() == [{"prompt_id": "tested", "correct": True}]
 
 
 def test_a_run_with_another_reference_is_refused(
