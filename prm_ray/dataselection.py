@@ -145,11 +145,8 @@ def _same_prompts(table: pa.Table) -> list[bool]:
 def _leave_out_unusable(sieve: _Sieve, held_out: Collection[str]) -> None:
     sieve.keep(pc.is_null(sieve.rows["error"]), "failed", "an error")
     sieve.keep(pc.is_valid(sieve.rows["label"]), "unjudged", "a missing label")
-    sieve.keep(
-        pc.invert(pc.is_in(sieve.rows["prompt_id"], pa.array(list(held_out), pa.string()))),
-        "held_out",
-        "being held out",
-    )
+    is_held_out = pc.is_in(sieve.rows["prompt_id"], value_set=pa.array(list(held_out), pa.string()))
+    sieve.keep(pc.invert(is_held_out), "held_out", "being held out")
     sieve.keep(sieve.rows["is_same_prompt"], "other_prompt", "another prompt")
 
 

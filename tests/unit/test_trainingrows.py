@@ -95,6 +95,8 @@ def test_a_run_that_is_not_finished_is_refused(own: Path, tmp_path: Path, tiny_m
     other = write_run(tmp_path / "other", tiny_model, [rows_of("b", [True], tiny_model)])
     with pytest.raises(UserError, match="not finished; run the reference stage first"):
         check_mix(mixing(own, tiny_model, other, tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="not finished; run the score stage first"):
+        check_mix(mixing(own, tiny_model, other), COLUMNS, "score")
 
 
 def test_steps_cut_by_another_rule_are_refused_only_where_steps_are_asked_for(
