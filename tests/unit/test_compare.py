@@ -121,7 +121,7 @@ def test_the_page_is_whole_in_itself_and_has_every_method_note_and_section(compa
         "One run is missing.",
         "37.5",
         "seeds 25.0 to 50.0",
-        "train.objective = &#34;dpo&#34;",
+        'train.objective = "dpo"',
     ):
         assert words in text, words
     assert text.count("<h2>") >= 7 and "Do the rewards just follow length?" in text
