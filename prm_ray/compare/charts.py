@@ -49,11 +49,11 @@ def candidates_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     if len(sizes) < 2:
         return None
     axes = new_axes(ink, 9.6, 4.6)
-    labels = []
+    labels: list[tuple[float, float, str, str]] = []
     shown = [method for method in data["methods"] if method["name"] in data["shown"]]
     for method, color in zip(shown, ink.series, strict=False):
         points = [method["accuracy"][str(n)] for n in sizes]
-        _band(axes, sizes, points, color)
+        _curve(axes, sizes, points, color, with_band=not labels)  # several bands would hide each other
         labels.append((sizes[-1], 100 * points[-1]["value"], method["label"], color))
     for way, dashes in _DASHES.items():
         if way in data["untrained"]:
@@ -64,7 +64,7 @@ def candidates_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.set_xlabel("N, candidates a problem")
     axes.set_ylabel("% of problems answered right")
-    end_labels(axes, labels, ink)
+    end_labels(axes, labels)
     return axes.figure
 
 
@@ -84,7 +84,7 @@ def cost_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     axes.set_xlabel("floating-point operations to make it (sampling and labelling training responses, training)")
     axes.set_ylabel(f"% of problems answered right, best of {n}")
     axes.autoscale_view()
-    numbered_dots(axes, [(x, 100 * point["value"], label, color) for x, point, label, color in dots], ink)
+    numbered_dots(axes, [(x, 100 * point["value"], label, color) for x, point, label, color in dots])
     return axes.figure
 
 
@@ -98,7 +98,7 @@ def scaling_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     for axes, curve, color in zip(all_axes, curves, ink.series, strict=False):
         amounts = [amount for amount, _ in curve["points"]]
         points = [methods[name]["accuracy"][n] for _, name in curve["points"]]
-        _band(axes, amounts, points, color)
+        _curve(axes, amounts, points, color)
         for amount, point in zip(amounts, points, strict=True):
             axes.plot([amount] * len(point["by_seed"]), [100 * each for each in point["by_seed"]], "_", color=color)
         axes.set_xscale("log", base=2)
@@ -126,9 +126,10 @@ def length_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     return all_axes[0].figure
 
 
-def _band(axes: Any, places: list[float], points: list[dict[str, Any]], color: str) -> None:
+def _curve(axes: Any, places: list[float], points: list[dict[str, Any]], color: str, with_band: bool = True) -> None:
     value, low, high = ([100 * point[key] for point in points] for key in ("value", "low", "high"))
-    axes.fill_between(places, low, high, color=color, alpha=0.08, linewidth=0)
+    if with_band:
+        axes.fill_between(places, low, high, color=color, alpha=0.12, linewidth=0)
     axes.plot(places, value, "-o", color=color, markersize=4.5, linewidth=1.8)
 
 

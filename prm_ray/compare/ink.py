@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.stages.plots import spread
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -35,7 +34,7 @@ DARK = Ink(
     *("#181e27", "#e7ebf1", "#9aa5b5", "#2b3442", "#34d38c", "#fb844a"),
     ("#6ea0ff", "#fbbf24", "#2dd4bf", "#e879f9", "#f87171", "#a3e635", "#22d3ee", "#a78bfa"),
 )
-_LABEL_POINTS = 9.0
+_LABEL: dict[str, Any] = {"fontsize": 9.0, "va": "center", "annotation_clip": False}
 _SAME_COLUMN = 0.03
 """Dots nearer than this, in widths of the axes, have their numbers moved apart."""
 
@@ -45,7 +44,8 @@ def new_axes(ink: Ink, width: float, height: float, columns: int | None = None) 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=ink.page)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor=ink.page)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, columns or 1, sharey=True, squeeze=False)[0]
     for axes in grid:
@@ -60,49 +60,37 @@ def new_axes(ink: Ink, width: float, height: float, columns: int | None = None) 
     return list(grid) if columns else grid[0]
 
 
-def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], ink: Ink) -> None:
+def end_labels(axes: Any, labels: list[tuple[float, float, str, str]]) -> None:
     """Names right of the axes, each led to from its (x, y, name, colour), moved apart so that none covers another."""
     low, high = axes.get_ylim()
-    gap = 1.35 * _LABEL_POINTS / (72 * cast("Figure", axes.figure).get_figheight() * 0.85)
-    places = spread([(y - low) / (high - low) for _, y, _, _ in labels], gap, 1.0)
+    places = spread([(y - low) / (high - low) for _, y, _, _ in labels], _label_height(axes), 1.0)
     line = {"arrowstyle": "-", "alpha": 0.4, "shrinkA": 2, "shrinkB": 4, "relpos": (0, 0.5)}
     for (x, y, name, color), place in zip(labels, places, strict=True):
-        axes.annotate(
-            name,
-            xy=(x, y),
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            color=color,
-            fontsize=_LABEL_POINTS,
-            va="center",
-            annotation_clip=False,
-            arrowprops=line | {"color": color},
-        )
+        there = {"xytext": (1.04, place), "textcoords": "axes fraction", "arrowprops": line | {"color": color}}
+        axes.annotate(name, (x, y), color=color, **there, **_LABEL)
 
 
-def numbered_dots(axes: Axes, dots: list[tuple[float, float, str, str]], ink: Ink) -> None:
+def numbered_dots(axes: Any, dots: list[tuple[float, float, str, str]]) -> None:
     """Dots at (x, y, name, colour) on axes whose limits are set, with a number each; the names stand at the right."""
-    height = 72 * cast("Figure", axes.figure).get_figheight() * 0.85
-    gap, low, high = 1.35 * _LABEL_POINTS / height, *axes.get_ylim()
+    gap = _label_height(axes)
+    low, high = axes.get_ylim()
     by_column: dict[int, list[int]] = {}
     for index, (x, y, name, color) in enumerate(dots):
         axes.plot(x, y, "o", color=color, markersize=6)
         place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
         by_column.setdefault(round(place / _SAME_COLUMN), []).append(index)
-        text: dict[str, Any] = {
-            "xycoords": "axes fraction",
-            "color": color,
-            "fontsize": _LABEL_POINTS,
-            "annotation_clip": False,
-        }
-        axes.annotate(f"{index + 1}  {name}", (1.03, 1 - gap * (index + 0.5)), va="center", **text)
+        key = (1.03, 1 - gap * (index + 0.5))
+        axes.annotate(f"{index + 1}  {name}", key, xycoords="axes fraction", color=color, **_LABEL)
     for indices in by_column.values():
         places = spread([(dots[index][1] - low) / (high - low) for index in indices], gap, 1.0)
         for index, place in zip(indices, places, strict=True):
-            where = (dots[index][0], low + place * (high - low))
-            offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-            style: dict[str, Any] = {"color": dots[index][3], "fontsize": _LABEL_POINTS - 1, "annotation_clip": False}
-            axes.annotate(str(index + 1), where, **offset, **style)
+            beside, offset = (dots[index][0], low + place * (high - low)), {"textcoords": "offset points"}
+            axes.annotate(str(index + 1), beside, (6, 0), color=dots[index][3], **offset, **_LABEL)
+
+
+def _label_height(axes: Any) -> float:
+    """Of a line of text, in heights of the axes, which take about 0.85 of their figure."""
+    return 1.35 * _LABEL["fontsize"] / (72 * axes.figure.get_figheight() * 0.85)
 
 
 def group_colors(data: dict[str, Any], ink: Ink) -> dict[str, str]:
