@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from prm_ray.config import ProcessBenchSection, RunConfig
 from prm_ray.core.processbench import (
     PROTOCOLS,
     RIGHT,
+    ProcessBenchScore,
     best_threshold,
     best_uniform_threshold,
     defined_interval,
@@ -48,6 +49,10 @@ class Subset:
     num_with_empty_steps: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def num_steps(self) -> list[int]:
+        return [len(ends) for ends in self.step_ends]
+
     def add(self, row: dict[str, Any]) -> None:
         if row["error"] is None and not all(map(math.isfinite, row["step_rewards"])):
             row["error"] = "reward is not a finite number"
@@ -62,11 +67,19 @@ class Subset:
     def scores(self, protocol: str) -> list[list[float]]:
         return [step_scores(r, e, protocol) for r, e in zip(self.step_rewards, self.step_ends, strict=True)]
 
+    def lengths(self, of: Literal["step", "prefix"]) -> list[list[float]]:
+        """Minus the number of tokens of each step, or up to its end."""
+        starts = [[0, *ends[:-1]] if of == "step" else [0] * len(ends) for ends in self.step_ends]
+        return [
+            [float(start - end) for start, end in zip(first, last, strict=True)]
+            for first, last in zip(starts, self.step_ends, strict=True)
+        ]
+
     def counts(self) -> dict[str, Any]:
         return {
             "num_solutions": len(self.labels),
             "num_with_a_wrong_step": sum(label != RIGHT for label in self.labels),
-            "num_single_step": sum(len(ends) == 1 for ends in self.step_ends),
+            "num_single_step": self.num_steps.count(1),
             "num_with_empty_steps": self.num_with_empty_steps,
             "failed": count_failures(self.errors, "error"),
         }
@@ -135,20 +148,35 @@ def _oracle(scores: list[list[float]], labels: Sequence[int]) -> dict[str, Any] 
 
 
 def _baselines(section: ProcessBenchSection, subsets: dict[str, Subset]) -> dict[str, Any]:
-    """What needs no model: never naming a step, and step scores drawn at random with a threshold chosen as ours is."""
+    """What needs no model, thresholds chosen as ours are: never naming a step, naming one at random, and naming the
+    first step that is long, or that ends far from the start. Sums of log-probs fall with length, so rewards without a
+    reference have to beat those two."""
     chosen = subsets[section.threshold_from]
-    threshold = best_uniform_threshold(list(map(len, chosen.step_ends)), chosen.labels)
-    always = {name: process_bench_score([RIGHT] * len(each.labels), each.labels) for name, each in subsets.items()}
-    drawn = {
-        name: uniform_score(list(map(len, each.step_ends)), each.labels, threshold) for name, each in subsets.items()
+    threshold = best_uniform_threshold(chosen.num_steps, chosen.labels)
+    labels = {name: subset.labels for name, subset in subsets.items()}
+    methods = {
+        "always -1": {key: process_bench_score([RIGHT] * len(each), each) for key, each in labels.items()},
+        "random scores": {key: uniform_score(each.num_steps, each.labels, threshold) for key, each in subsets.items()},
+        "step length": _thresholded(section, subsets, "step"),
+        "prefix length": _thresholded(section, subsets, "prefix"),
     }
-    found = {}
-    for method, scores in (("always -1", always), ("random scores", drawn)):
+    found: dict[str, Any] = {}
+    for method, scores in methods.items():
         means = _means(section, {name: score.f1 for name, score in scores.items()}, dict.fromkeys(scores, _UNKNOWN))
-        found[method] = {"subsets": {name: asdict(score) for name, score in scores.items()}} | {
-            key: interval["value"] for key, interval in means.items()
-        }
+        found[method] = {"subsets": {name: asdict(score) for name, score in scores.items()}}
+        found[method] |= {key: interval["value"] for key, interval in means.items()}
     return found | {"random scores": found["random scores"] | {"threshold": threshold}}
+
+
+def _thresholded(
+    section: ProcessBenchSection, subsets: dict[str, Subset], of: Literal["step", "prefix"]
+) -> dict[str, ProcessBenchScore]:
+    scores = {name: subset.lengths(of) for name, subset in subsets.items()}
+    chosen = best_threshold(scores[section.threshold_from], subsets[section.threshold_from].labels)
+    return {
+        name: process_bench_score([first_below(each, chosen) for each in scores[name]], subset.labels)
+        for name, subset in subsets.items()
+    }
 
 
 def write_report(report: dict[str, Any], folder: Path) -> str:

@@ -73,13 +73,15 @@ ROWS = [
     answer("p7", "generator", None, label_error="timeout: 5 s"),
     answer("p8", "prm", None, error="empty_response"),
     answer("p8", "generator", True),
+    answer("p9", "prm", True),
+    answer("p9", "generator", None, error="empty_response"),
 ]
 
 
 def test_accuracies_are_over_problems_both_answered_and_the_difference_is_paired(tmp_path: Path) -> None:
     """Two against four of eight: where the PRM is right the generator is too, so no resample favours the PRM."""
     report = make_report(config_for(tmp_path), ROWS)
-    assert report["num_problems"] == 8 and report["failed"] == {"empty_response": 1}
+    assert report["num_problems"] == 8 and report["failed"] == {"empty_response": 2}
     assert [report["accuracy"][whose]["value"] for whose in ("prm", "generator")] == [0.25, 0.5]
     difference = report["difference"]
     assert difference["value"] == -0.25 and difference["low"] < -0.25 < difference["high"] <= 0
@@ -89,4 +91,4 @@ def test_accuracies_are_over_problems_both_answered_and_the_difference_is_paired
 
 def test_nothing_in_common_is_an_error_not_a_zero(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no problem that both models answered .*empty_response"):
-        make_report(config_for(tmp_path), ROWS[-2:])
+        make_report(config_for(tmp_path), ROWS[-4:-2])

@@ -202,6 +202,17 @@ def test_baselines_need_no_model(tmp_path: Path) -> None:
     assert drawn["subsets"]["gsm8k"]["f1"] == pytest.approx(8 / 27, abs=1e-4)
 
 
+def test_long_steps_and_late_ones_are_baselines_for_rewards_that_fall_with_length(tmp_path: Path) -> None:
+    """gsm8k's wrong step is its longest and its right ones are short; in math the wrong one is short and first."""
+    ends = [{"step_ends": each} for each in ([2, 4], [2, 9], [1], [2, 4], [1, 8])]
+    made = [{**row, **more} for row, more in zip(ROWS[:5], ends, strict=True)]
+    baselines = reported(tmp_path, made)[0]["baselines"]
+    for name in ("step length", "prefix length"):
+        assert baselines[name]["subsets"]["gsm8k"]["f1"] == 1.0
+        assert baselines[name]["subsets"]["math"]["correct_accuracy"] == 1.0
+        assert baselines[name]["mean_f1_of_others"] == baselines[name]["subsets"]["math"]["f1"] == 0.0
+
+
 def test_a_subset_without_wrong_steps_has_no_f1_and_so_there_is_no_mean(tmp_path: Path) -> None:
     report, table = reported(tmp_path, [*ROWS[:2], row("math", -1, [0.0])])
     step = report["protocols"]["step"]
