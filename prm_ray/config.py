@@ -643,11 +643,17 @@ class RunConfig(Section):
     def train_seed(self) -> int:
         return self.run.seed if self.train.seed is None else self.train.seed
 
+    def measurements(self) -> tuple[str, ...]:
+        """Measurements that can be taken of this run: how well it answers only of a language model trained here."""
+        is_model = self.score.model is None and self.train.reward != "value_head"
+        return tuple(name for name in MEASUREMENTS if is_model or name != "policy")
+
     def before(self, stage: str) -> tuple[str, ...]:
         """What has to be finished before this stage or measurement, in order."""
         stages = self.stages()
-        if stage in MEASUREMENTS:
-            return stages[: stages.index(MEASUREMENTS[stage]) + 1]
+        if stage in MEASUREMENTS:  # of a published model nothing has to be
+            base = MEASUREMENTS[stage]
+            return stages[: stages.index(base) + 1] if base in stages else ()
         return stages[: stages.index(stage)]
 
     def onwards(self, stage: str) -> tuple[str, ...]:

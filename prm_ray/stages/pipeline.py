@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prm_ray.config import MEASUREMENTS, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
@@ -134,14 +134,16 @@ def _check_inputs(config: RunConfig, stage: str) -> None:
 
 
 def _check_belongs(config: RunConfig, stage: str) -> None:
-    if stage not in (*config.stages(), *MEASUREMENTS):
+    if stage not in (*config.stages(), *config.measurements()):
         reasons = {
             "import": "import.source is not set",
             "warmup": "warmup.enabled is false",
             "step_label": "step_label.method is none",
+            "policy": f"train.reward {config.train.reward!r} makes no model that answers",
         }
         if config.score.model is not None:
-            reasons |= dict.fromkeys(("step_label", "train"), f"it scores with score.model {config.score.model!r}")
+            because = f"it scores with score.model {config.score.model!r}"
+            reasons |= dict.fromkeys(("step_label", "train", "policy"), because)
         reason = reasons.get(stage, "import.source is set, so responses and labels come from there")
         raise UserError(f"this run has no {stage} stage: {reason}")
 

@@ -1,4 +1,4 @@
-"""processbench: does the trained PRM find the first wrong step of solutions whose steps people labelled?
+"""processbench: does a PRM, trained or published, find the first wrong step of solutions whose steps people labelled?
 
 In: checkpoint/ and ProcessBench's rows (arXiv 2412.06559). Out: processbench/, a row a solution with its step rewards,
 report.json, report.md, and a table on stdout.
@@ -7,43 +7,20 @@ report.json, report.md, and a table on stdout.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prm_ray.config import ProcessBenchSection, RunConfig
 from prm_ray.core.processbench import RIGHT
-from prm_ray.core.rewards import step_rewards
-from prm_ray.core.steps import join_steps, token_ends_at
 from prm_ray.errors import UserError
-from prm_ray.models import (
-    build_messages,
-    context_length,
-    decode,
-    encode_prompt,
-    encode_response,
-    token_char_ends,
-)
 from prm_ray.problems import hash_problem, read_rows, require_fields
-from prm_ray.scorer import Scorer
 from prm_ray.stages.cluster import set_threads
-from prm_ray.stages.groups import group_rows
 from prm_ray.stages.processbench_report import make_report, write_report
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.stages.solutions import Solution, open_reader
 from prm_ray.tables import StageFolder, count_failures
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A row of ProcessBench."""
-
-    subset: str
-    id: str
-    problem: str
-    steps: list[str]
-    label: int
-    """0-based first wrong step; -1 = none is wrong."""
 
 
 def check(config: RunConfig) -> None:
@@ -123,47 +100,21 @@ class ProcessBenchWorker:
 
     def __init__(self, config: RunConfig, folder: StageFolder, shards: list[list[Solution]]):
         self._folder, self._shards = folder, shards
-        checkpoint = str(StageFolder(config.run.dir, "train").path)
         set_threads(config.processbench.num_workers)
-        self._scorer = Scorer.from_pretrained(
-            checkpoint,
-            dtype=config.model.dtype,
-            token_budget=config.processbench.token_budget,
-            with_reference=config.score.with_reference,
-            beta_schedule=config.score.beta_schedule,
-        )
-        self._context = context_length(checkpoint)
+        self._reader = open_reader(config)
 
     def __call__(self, shard: int) -> ShardStats:
-        rows = [self._row(solution) for solution in self._shards[shard]]
-        good = [row for row in rows if row["error"] is None]
-        self._add_rewards(good)
+        solutions = self._shards[shard]
+        rows = [self._row(solution) for solution in solutions]
+        readable = [number for number, row in enumerate(rows) if row["error"] is None]
+        self._reader.add_rewards([rows[number] for number in readable], [solutions[number] for number in readable])
         self._folder.write_part(shard, rows)
-        tokens = sum(len(row["response_tokens"]) for row in good)
+        tokens = sum(len(row["response_tokens"]) for row in rows if row["error"] is None)
         return ShardStats(len(rows), count_failures(rows, "error"), tokens)
 
     def _row(self, solution: Solution) -> dict[str, Any]:
         """Tokens and where the given steps end in them, or the reason why there are none."""
         row = asdict(solution) | {"prompt_id": hash_problem(solution.problem), "error": None}
-        steps = row.pop("steps")
-        tokenizer, prompt = self._scorer.tokenizer, build_messages(self._scorer.prompt, row.pop("problem"))
-        row["num_empty_steps"] = sum(not step.strip() for step in steps)
-        if not steps:
-            return row | {"error": "no_steps"}
-        text, char_ends = join_steps(steps, self._scorer.step_rule)
-        prompt_tokens, tokens = encode_prompt(tokenizer, prompt), encode_response(tokenizer, text)
-        length = len(prompt_tokens) + len(tokens)
-        if self._context is not None and length > self._context:
-            return row | {"error": f"too_long: prompt and steps have {length} tokens, the model reads {self._context}"}
-        if decode(tokenizer, tokens) != text:
-            return row | {"error": "not_lossless: the tokenizer changes the text, so step ends would be guesses"}
-        ends = token_ends_at(char_ends, token_char_ends(tokenizer, tokens))
-        found = {"prompt_tokens": prompt_tokens, "response_tokens": tokens, "step_ends": [*ends[:-1], len(tokens)]}
-        return row | found
-
-    def _add_rewards(self, rows: list[dict[str, Any]]) -> None:
-        grouped = group_rows(rows)
-        scored = self._scorer.score_tokens([group for _, group in grouped])
-        for (numbers, _), rewards in zip(grouped, scored, strict=True):
-            for number, token_rewards_T in zip(numbers, rewards, strict=True):
-                rows[number]["step_rewards"] = step_rewards(token_rewards_T, rows[number]["step_ends"])
+        del row["problem"], row["steps"]
+        row["num_empty_steps"] = sum(not step.strip() for step in solution.steps)
+        return row | (self._reader.encoded(solution) if solution.steps else {"error": "no_steps"})

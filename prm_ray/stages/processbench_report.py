@@ -97,14 +97,16 @@ def make_report(config: RunConfig, folder: StageFolder) -> dict[str, Any]:
             f"of processbench subset {section.threshold_from!r} too little could be scored to choose a threshold on "
             f"(failed: {failed}); choose another processbench.threshold_from"
         )
+    protocols = PROTOCOLS if config.reward == "log_ratio" else ("step",)  # logits of steps do not add up to prefixes
     return {
+        "reward": config.reward,
         "threshold_from": section.threshold_from,
         "with_reference": config.score.with_reference,
         "beta_schedule": config.score.beta_schedule,
         "seed": config.run.seed,
         "num_bootstrap": section.num_bootstrap,
         "subsets": {name: subset.counts() for name, subset in subsets.items()},
-        "protocols": {protocol: _protocol(config, subsets, protocol) for protocol in PROTOCOLS},
+        "protocols": {protocol: _protocol(config, subsets, protocol) for protocol in protocols},
         "baselines": _baselines(section, subsets),
     }
 

@@ -18,7 +18,6 @@ import torch
 
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
-from prm_ray.errors import UserError
 from prm_ray.headscorer import HeadScorer
 from prm_ray.models import load_model, load_tokenizer, read_prm_json, reference_model_path, write_prm_json
 from prm_ray.publishedscorer import PublishedScorer, load_format
@@ -27,6 +26,7 @@ from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.stages.steprewards import add_published_rewards, add_step_rewards
 from prm_ray.tables import StageFolder, count_failures
 from prm_ray.texts import cut_steps
 
@@ -124,12 +124,7 @@ class _Logits:
         )
 
     def __call__(self, rows: list[dict[str, Any]]) -> None:
-        grouped = group_rows(rows)
-        ends = [[rows[number]["step_ends"] for number in numbers] for numbers, _ in grouped]
-        logits = self._scorer.step_logits([group for _, group in grouped], ends)
-        for (numbers, _), of_group in zip(grouped, logits, strict=True):
-            for number, logits_S in zip(numbers, of_group, strict=True):
-                rows[number]["step_rewards"] = logits_S
+        add_step_rewards(rows, self._scorer.step_logits)
 
 
 class _Published:
@@ -145,13 +140,6 @@ class _Published:
         self._tokenizer = load_tokenizer(reference_model_path(config), config.prompt.chat_template, trust)
 
     def __call__(self, rows: list[dict[str, Any]]) -> None:
-        asked = []
-        for row in rows:
-            steps, _ = cut_steps(self._tokenizer, row["response_tokens"], self._step_rule)
-            try:
-                asked.append((row, self._scorer.questions(row["problem"], steps)))
-            except UserError as error:
-                row["error"] = f"not_scored: {error}"
-        logits = self._scorer.step_logits([questions for _, questions in asked])
-        for (row, _), logits_S in zip(asked, logits, strict=True):
-            row["step_rewards"] = logits_S
+        cuts = [cut_steps(self._tokenizer, row["response_tokens"], self._step_rule)[0] for row in rows]
+        solutions = [(row["problem"], steps) for row, steps in zip(rows, cuts, strict=True)]
+        add_published_rewards(rows, solutions, self._scorer)

@@ -1,6 +1,5 @@
 """Published reward models: tiny ones with the published files' layout, against transformers used as their cards say."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +14,12 @@ from prm_ray.models import encode_response, load_tokenizer
 from prm_ray.publishedscorer import PublishedScorer
 from prm_ray.stages.score import ScoreWorker, check
 from prm_ray.tables import StageFolder
-from tests.tiny import SPECIAL, save_tiny_model
+from tests.published import save_published
 
 PROBLEM = "1 + 2 + 3 + 4"
 STEPS = [["1 + 2 = 3", "3 + 3 = 6", "Answer: 10"], ["1 + 2 = 3", "3 + 3 = 7", "7 + 4 = 11", "Answer: 11"], ["10"]]
 RESPONSES = ["\n\n".join(steps) for steps in STEPS]
 STYLES = ("value_head", "math_shepherd", "rlhflow", "qwen_prm")
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-
-
-def save_published(folder: Path, style: str, pad_is_end_of_turn: bool = False) -> str:
-    """Files as the style's model is published with; a byte-level tokenizer that knows the words of all styles."""
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlamaForSequenceClassification,
-        MistralConfig,
-        MistralForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
-
-    tokenizer = load_tokenizer(save_tiny_model(folder / "tokenizer"))
-    tokenizer.add_tokens([" ки", " +", " -"])
-    tokenizer.add_tokens(["<extra_0>"], special_tokens=True)
-    if style == "math_shepherd":
-        tokenizer.chat_template = None
-    torch.manual_seed(5)
-    sizes = SIZES | {"vocab_size": len(tokenizer), "pad_token_id": None}
-    if style == "value_head":
-        end = tokenizer.convert_tokens_to_ids(SPECIAL[0])
-        labelled = sizes | {"num_labels": 1, "pad_token_id": end if pad_is_end_of_turn else None}
-        LlamaForSequenceClassification(LlamaConfig(**labelled)).save_pretrained(folder)
-    elif style == "math_shepherd":
-        MistralForCausalLM(MistralConfig(**sizes)).save_pretrained(folder)
-    elif style == "rlhflow":
-        LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
-    else:
-        Qwen2ForCausalLM(Qwen2Config(**sizes)).save_pretrained(folder)
-        add_process_head(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def add_process_head(folder: Path) -> None:
-    """Qwen2.5-Math-PRM's own class, as far as its files go: two linear layers, and code that nobody is to run."""
-    tensors = {name: value for name, value in load_file(folder / "model.safetensors").items() if "lm_head" not in name}
-    size = SIZES["hidden_size"]
-    for name, rows in (("score.0", size), ("score.2", 2)):
-        tensors |= {f"{name}.weight": 0.3 * torch.randn(rows, size), f"{name}.bias": 0.3 * torch.randn(rows)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["architectures"] = ["Qwen2ForProcessRewardModel"]
-    config["auto_map"] = {
-        "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
-        "AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "modeling_qwen2_rm.py").write_text("raise SystemExit('remote code was run')\n")
-    (folder / "configuration_qwen2_rm.py").write_text("raise SystemExit('remote code was run')\n")
 
 
 def turn(role: str, content: str) -> dict[str, str]:
