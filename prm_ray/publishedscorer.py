@@ -24,7 +24,7 @@ from prm_ray.models import load_model, load_tokenizer, resolve_model
 from prm_ray.publishedformats import Format, Question, label_tokens, math_shepherd, qwen_prm, rlhflow, value_head
 from prm_ray.rewardmodels import load_with_process_head, load_with_value_head
 from prm_ray.scorer import group_values
-from prm_ray.texts import ScoredResponse, all_rewards, check_numbers, check_scoring
+from prm_ray.texts import ScoredResponse, all_rewards, check_numbers, check_scoring, longest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ class PublishedScorer:
         check_scoring(model, step_rule)
         self.model, self.tokenizer, self.step_rule, self.token_budget = model, tokenizer, step_rule, token_budget
         self._reading, self._ask = reading, ask
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._context = longest_text(model)
 
     @classmethod
     def from_pretrained(

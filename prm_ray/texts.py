@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from prm_ray.config import PromptSection
-from prm_ray.core.forward import causal_lm
+from prm_ray.core.forward import causal_lm, length_limits
 from prm_ray.core.packing import PromptGroup
 from prm_ray.core.rewards import AGGREGATIONS, aggregate
 from prm_ray.core.steps import check_rule, step_token_ends
@@ -82,9 +82,16 @@ def encode_responses(tokenizer: PreTrainedTokenizerFast, responses: Sequence[str
     return [encode_response(tokenizer, text) for text in responses]
 
 
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model was made to read and that can be scored exactly; None if its config has no limit."""
+    config = causal_lm(model).config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), *length_limits(config).values()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def check_lengths(model: PreTrainedModel, group: PromptGroup) -> None:
-    """Raises `UserError` for a response that, behind its prompt, is longer than what the model was made to read."""
-    limit = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+    """Raises `UserError` for a response that, behind its prompt, is longer than `longest_text`."""
+    limit = longest_text(model)
     for number, response in enumerate(group.responses):
         if limit is not None and len(group.prompt) + len(response) > limit:
             raise UserError(

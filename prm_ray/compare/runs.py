@@ -98,7 +98,7 @@ def _about(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _read_candidates(path: Path, config: dict[str, Any], aggregation: str) -> dict[str, Candidates]:
     scores, reward = StageFolder(path, "score"), f"reward_{aggregation}"
     rule = config["reference"]["step_rule"] if knows_wrong_steps(config) else None
-    is_head = config["train"].get("reward", "log_ratio") != "log_ratio"
+    is_head = (config["score"].get("style") or config["train"].get("reward", "log_ratio")) != "log_ratio"
     by_problem: dict[str, Candidates] = {}
     for part in scores.finished_parts():
         table = read_parquet(scores.part_path(part), [*_COLUMNS, reward, "response_tokens"])

@@ -32,22 +32,28 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _check_length(config: Any, batch: PackedBatch) -> None:
-    longest = int(batch.position_ids_T.max()) + 1
+def length_limits(config: Any) -> dict[str, int]:
+    """What limits a model -> the longest sequence, in tokens, whose values are exact when it is packed."""
+    limits: dict[str, int] = {}
     window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and longest > window:
-        raise ValueError(
-            f"a sequence of {longest} tokens is longer than the model's sliding window of {window}; "
-            "its log-probs cannot be computed exactly"
-        )
+    if window and getattr(config, "use_sliding_window", True):
+        limits[f"sliding window of {window}"] = window
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:  # one, or one a kind of layer
         key = _GROWING_ROPE.get(rope.get("rope_type", ""))
-        limit = None if key is None else rope.get(key) or getattr(config, key, None)
-        if limit and longest > limit:
+        if key is not None and (limit := rope.get(key) or getattr(config, key, None)):
+            kind = rope["rope_type"]
+            limits[f"limit of {limit}, where its rotary embedding ({kind}) begins to depend on texts beside it"] = limit
+    return limits
+
+
+def _check_length(config: Any, batch: PackedBatch) -> None:
+    longest = int(batch.position_ids_T.max()) + 1
+    for what, limit in length_limits(config).items():
+        if longest > limit:
             raise ValueError(
-                f"a sequence of {longest} tokens is longer than the {limit} at which this model's rotary embedding "
-                f"({rope['rope_type']}) begins to depend on its companions in the batch"
+                f"a sequence of {longest} tokens is longer than the model's {what}; "
+                "its log-probs cannot be computed exactly"
             )
 
 

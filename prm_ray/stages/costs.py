@@ -50,7 +50,7 @@ def scoring_cost(config: RunConfig) -> dict[str, Any] | None:
     """
     manifests = read_manifests(config)
     used = ["generate", "score"]
-    if config.score.with_reference and config.reference.logprobs == "compute":
+    if config.reward == "log_ratio" and config.score.with_reference and config.reference.logprobs == "compute":
         used.append("reference")
     if not all(_is_timed(manifests.get(stage)) for stage in used):
         return None

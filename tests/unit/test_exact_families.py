@@ -127,7 +127,7 @@ def test_a_rope_that_grows_with_the_longest_text_is_refused_beyond_its_limit(lay
     kinds = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, layers: rope}
     kind, ropes = ("llama", rope) if layers is None else ("gemma3_text", kinds)
     model = tiny(kind, rope_parameters=ropes, max_position_embeddings=40)
-    with pytest.raises(ValueError, match="longer than the 40 at which this model's rotary embedding"):
+    with pytest.raises(ValueError, match="longer than the model's limit of 40, where its rotary embedding"):
         together(model, deep_forest())
 
 

@@ -1,5 +1,6 @@
 """Published reward models: tiny ones with the published files' layout, against transformers used as their cards say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_what_cannot_be_asked_is_said(folders: dict[str, str]) -> None:
         scorer.score(PROBLEM, [["1", " "]])
     with pytest.raises(UserError, match=r"have \d+ tokens, the model reads 256"):
         scorer.score(PROBLEM, ["ab" * 300])
+
+
+def test_a_text_beyond_a_sliding_window_is_refused_as_one_beyond_the_context(tmp_path: Path) -> None:
+    folder = Path(save_published(tmp_path, "math_shepherd"))
+    config = json.loads((folder / "config.json").read_text()) | {"sliding_window": 60}
+    (folder / "config.json").write_text(json.dumps(config))
+    scorer = PublishedScorer.from_pretrained(folder, style="math_shepherd", dtype="float32")
+    assert len(scorer.score(PROBLEM, ["1 + 2 = 3"])) == 1
+    with pytest.raises(UserError, match=r"have \d+ tokens, the model reads 60"):
+        scorer.score(PROBLEM, ["1" * 60])
 
 
 def scoring_run(folder: Path, generator: str, model: str, style: str) -> RunConfig:
