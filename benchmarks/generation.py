@@ -111,8 +111,8 @@ def _prompts(setting: Setting, vocab_size: int) -> list[list[int]]:
         rows = common.candidates(setting, vocab_size)
         return [list(group.prompt) for group in rows] + [list(range(10, 10 + setting.prompt))]
     from prm_ray.arithmetic import make_problems
-    from prm_ray.config import ArithmeticSection
     from prm_ray.models import load_tokenizer, resolve_model
+    from prm_ray.settings import ArithmeticSection
 
     tokenizer = load_tokenizer(resolve_model(setting.model))
     problems = iter(make_problems(60 * wanted, "benchmark", ArithmeticSection(min_operations=3, max_operations=3)))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prm_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from prm_ray.config import LabelSection
+    from prm_ray.settings import LabelSection
 
 _START_SECONDS = 300.0
 """For starting Python and importing the judge, on a loaded machine too."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 import re
 
-from prm_ray.config import ArithmeticSection
 from prm_ray.errors import UserError
 from prm_ray.problems import Problem
+from prm_ray.settings import ArithmeticSection
 
 DEFAULT_NUM_TRAIN, DEFAULT_NUM_TEST = 1000, 200
 """Problems made where problems.num_train / num_test says none."""

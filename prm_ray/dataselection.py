@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prm_ray.config import SelectSection
 from prm_ray.errors import UserError
+from prm_ray.settings import SelectSection
 from prm_ray.tables import outcome_labels
 
 NEEDED = (

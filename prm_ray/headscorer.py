@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prm_ray.config import PromptSection
 from prm_ray.core.forward import Reading
 from prm_ray.core.packing import PromptGroup
 from prm_ray.errors import UserError
 from prm_ray.models import read_prm_json, resolve_model
 from prm_ray.rewardmodels import HEADS, load_reward_model
 from prm_ray.scorer import group_values
+from prm_ray.settings import PromptSection
 from prm_ray.texts import (
     ScoredResponse,
     all_rewards,

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
-from prm_ray.config import PromptSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.allocator import keep_freed_memory
 from prm_ray.errors import UserError
+from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
 
 if TYPE_CHECKING:

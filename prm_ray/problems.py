@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prm_ray.config import ProblemsSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
+from prm_ray.settings import ProblemsSection
 from prm_ray.tables import read_parquet
 
 Split = Literal["train", "test", "warmup"]

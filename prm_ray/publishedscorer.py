@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prm_ray.config import PublishedStyle
 from prm_ray.core.forward import Reading, response_values
 from prm_ray.core.heads import LabelTokens, score_head
 from prm_ray.core.packing import PromptGroup
@@ -24,6 +23,7 @@ from prm_ray.models import load_model, load_tokenizer, resolve_model
 from prm_ray.publishedformats import Format, Question, label_tokens, math_shepherd, qwen_prm, rlhflow, value_head
 from prm_ray.rewardmodels import load_with_process_head, load_with_value_head
 from prm_ray.scorer import group_values
+from prm_ray.settings import PublishedStyle
 from prm_ray.texts import ScoredResponse, all_rewards, check_numbers, check_scoring, longest_text
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from prm_ray.adapters import has_adapter, is_adapter_over
-from prm_ray.config import PromptSection
 from prm_ray.core.forward import (
     Reading,
     cached_response_logprobs,
@@ -35,6 +34,7 @@ from prm_ray.models import (
     read_prm_json,
     resolve_model,
 )
+from prm_ray.settings import PromptSection
 from prm_ray.texts import (
     ScoredResponse,
     all_rewards,

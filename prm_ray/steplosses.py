@@ -20,8 +20,8 @@ from prm_ray.trainer import Loss
 from prm_ray.trainingdata import Preview
 
 if TYPE_CHECKING:
-    from prm_ray.config import TrainSection
     from prm_ray.outcomedata import OutcomeData
+    from prm_ray.settings import TrainSection
 
 StepLabels = Literal["soft", "hard", "outcome"]
 """As they are; 1 if above 0, i.e. if any completion was right (arXiv 2312.08935 Eq. 3); or, at every step, whether the

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prm_ray.config import Aggregation
 from prm_ray.errors import UserError
+from prm_ray.settings import Aggregation
 
 FOLDERS = {
     "warmup": "warmup",

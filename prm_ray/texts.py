@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from prm_ray.config import PromptSection
 from prm_ray.core.forward import causal_lm, length_limits
 from prm_ray.core.packing import PromptGroup
 from prm_ray.core.rewards import AGGREGATIONS, aggregate
@@ -16,6 +15,7 @@ from prm_ray.core.steps import check_rule, step_token_ends
 from prm_ray.core.support import check_model
 from prm_ray.errors import UserError
 from prm_ray.models import build_messages, decode, encode_prompt, encode_response, token_char_ends
+from prm_ray.settings import PromptSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from prm_ray.config import RunConfig, Section, apply_overrides, parse_config, read_settings, validation_message
+from prm_ray.config import RunConfig, apply_overrides, parse_config, read_settings, validation_message
 from prm_ray.errors import UserError
+from prm_ray.settings import Section
 from prm_ray.tables import StageFolder
 
 BASE = "base"

@@ -24,12 +24,13 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from prm_ray.adapters import AdapterSettings, add_adapter
-from prm_ray.config import FitSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError
 from prm_ray.models import load_model, load_tokenizer
 from prm_ray.runlog import MetricsLog, Progress, tail_metrics
+from prm_ray.settings import FitSection
 from prm_ray.stages.cluster import set_threads
 from prm_ray.trainer import Schedule, StepResult, Trainer
 from prm_ray.trainingdata import TrainingData, plan_steps, share

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from prm_ray.answers import exact_answer
-from prm_ray.config import ImportSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.models import build_messages
 from prm_ray.problems import hash_problem, read_rows, require_fields
 from prm_ray.runlog import log
+from prm_ray.settings import ImportSection
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.trainingrows import check_soft_labels
 from prm_ray.tables import StageFolder

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from prm_ray.answers import Judge
-from prm_ray.config import LabelSection, RunConfig
+from prm_ray.config import RunConfig
+from prm_ray.settings import LabelSection
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder, count_failures

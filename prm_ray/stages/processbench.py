@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prm_ray.config import ProcessBenchSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.processbench import RIGHT
 from prm_ray.errors import UserError
 from prm_ray.problems import hash_problem, read_rows, require_fields
+from prm_ray.settings import ProcessBenchSection
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.processbench_report import make_report, write_report
 from prm_ray.stages.result import StageResult, count_parts

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prm_ray.config import ProcessBenchSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.processbench import (
     PROTOCOLS,
     RIGHT,
@@ -31,6 +31,7 @@ from prm_ray.core.processbench import (
     uniform_score,
 )
 from prm_ray.errors import UserError
+from prm_ray.settings import ProcessBenchSection
 from prm_ray.stages.report import bracket
 from prm_ray.tables import StageFolder, count_failures, write_json
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prm_ray.config import RerankSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.metrics import pass_at_k
 from prm_ray.core.selection import (
     best_of_n,
@@ -25,6 +25,7 @@ from prm_ray.core.selection import (
 )
 from prm_ray.errors import UserError
 from prm_ray.runlog import Progress
+from prm_ray.settings import RerankSection
 from prm_ray.stages.candidates import REFERENCE, Candidates, counterparts, read_problems, survey
 from prm_ray.stages.result import StageResult
 from prm_ray.tables import StageFolder

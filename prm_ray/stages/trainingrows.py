@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prm_ray.config import TAKES_SOFT_LABELS, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.dataselection import NEEDED, Selection, select
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
 from prm_ray.models import reference_model_path
+from prm_ray.settings import TAKES_SOFT_LABELS
 from prm_ray.tables import SCHEMAS, StageFolder, column_names, read_parquet
 
 _OF_STEPS = {"step_ends", "step_labels"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from prm_ray.answers import Judge, Judgement, exact_answer, final_answer
-from prm_ray.config import LabelSection
 from prm_ray.errors import UserError
+from prm_ray.settings import LabelSection
 
 OWN_JUDGE = """
 import os, time

@@ -3,9 +3,10 @@
 import pytest
 
 from prm_ray.arithmetic import first_wrong_step, make_problems, solution, value
-from prm_ray.config import ArithmeticSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.problems import load_problems
+from prm_ray.settings import ArithmeticSection
 
 SECTION = ArithmeticSection()
 

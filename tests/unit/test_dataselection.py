@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prm_ray.config import SelectSection
 from prm_ray.dataselection import Selection, ngrams, select
 from prm_ray.errors import UserError
+from prm_ray.settings import SelectSection
 from prm_ray.tables import REFERENCE
 
 

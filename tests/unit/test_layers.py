@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FOUNDATION = {"errors", "config", "tables", "runlog"}
+FOUNDATION = {"errors", "settings", "config", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
@@ -20,8 +20,9 @@ ENGINES = {
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
-    "tables": {"errors", "config"},
+    "settings": set(),
+    "config": {"errors", "settings"},
+    "tables": {"errors", "settings"},
     "runlog": {"errors"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from prm_ray import models
-from prm_ray.config import Example, PromptSection
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint
+from prm_ray.settings import Example, PromptSection
 from tests.tiny import save_tiny_model
 
 

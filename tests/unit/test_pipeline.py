@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from prm_ray.config import MEASUREMENTS, ProcessBenchSection, RunConfig, load_config
+from prm_ray.config import MEASUREMENTS, RunConfig, load_config
 from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import NonFiniteLossError, UserError
+from prm_ray.settings import ProcessBenchSection
 from prm_ray.stages.pipeline import clear_from, known_cause, run_all, run_stage
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import mark_done

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from prm_ray.config import ProcessBenchSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.packing import PromptGroup
 from prm_ray.errors import UserError
 from prm_ray.models import decode, encode_response, load_tokenizer, write_prm_json
 from prm_ray.scorer import Scorer
+from prm_ray.settings import ProcessBenchSection
 from prm_ray.stages.processbench import ProcessBenchWorker, Solution, load_solutions
 from prm_ray.stages.processbench_report import make_report, write_report
 from prm_ray.tables import StageFolder

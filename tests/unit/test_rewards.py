@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from prm_ray.config import Aggregation, ScoreSection
 from prm_ray.core.rewards import AGGREGATIONS, SCHEDULES, aggregate, prefix_values, step_rewards, token_rewards
+from prm_ray.settings import Aggregation, ScoreSection
 
 
 def test_policy_equal_to_reference_gives_rewards_of_exactly_zero() -> None:

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from prm_ray.config import ArithmeticSection, RunConfig
+from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS
+from prm_ray.settings import ArithmeticSection
 from prm_ray.stages.candidates import survey
 from prm_ray.stages.stepcheck import step_check
 from prm_ray.tables import StageFolder
