@@ -21,14 +21,14 @@ from prm_ray.rewardmodels import HEADS, load_reward_model
 from prm_ray.scorer import group_values
 from prm_ray.settings import PromptSection
 from prm_ray.texts import (
+    Candidates,
+    Problem,
+    Response,
     ScoredResponse,
     all_rewards,
-    check_lengths,
     check_numbers,
     check_scoring,
-    cut_steps,
-    encode_problem,
-    encode_responses,
+    encode_candidates,
 )
 
 if TYPE_CHECKING:
@@ -67,19 +67,24 @@ class HeadScorer:
         prompt = PromptSection.model_validate(facts["prompt"])
         return cls(model, tokenizer, reading, step_rule=facts["step_rule"], prompt=prompt, token_budget=token_budget)
 
-    def score(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> list[ScoredResponse]:
-        """Score response texts to one problem (its text, or the messages of a chat), in their order.
+    def score(self, problem: Problem, responses: Sequence[Response]) -> list[ScoredResponse]:
+        """Score responses to one problem, in their order. Raises `UserError` as `Scorer.score` does."""
+        (scored,) = self.score_prepared([self.prepare(problem, responses)])
+        return scored
 
-        Raises `UserError` for an empty response.
-        """
-        tokens = encode_responses(self.tokenizer, responses)
-        cuts = [cut_steps(self.tokenizer, each, self.step_rule) for each in tokens]
-        group = PromptGroup(encode_problem(self.tokenizer, self.prompt, problem), tokens)
-        check_lengths(self.model, group)
-        (logits,) = self.step_logits([group], [[ends for _, ends in cuts]])
+    def prepare(self, problem: Problem, responses: Sequence[Response]) -> Candidates:
+        """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
+        return encode_candidates(self.model, self.tokenizer, self.prompt, self.step_rule, problem, responses)
+
+    def score_prepared(self, prepared: Sequence[Candidates]) -> list[list[ScoredResponse]]:
+        """Score candidates of many problems in packed passes over all of them."""
+        logits = self.step_logits([each.group for each in prepared], [each.step_ends for each in prepared])
         return [
-            ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, len(each)))
-            for text, each, (steps, ends), logits_S in zip(responses, tokens, cuts, logits, strict=True)
+            [
+                ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, ends[-1]))
+                for text, steps, ends, logits_S in zip(of.texts, of.steps, of.step_ends, of_group, strict=True)
+            ]
+            for of, of_group in zip(prepared, logits, strict=True)
         ]
 
     def step_logits(

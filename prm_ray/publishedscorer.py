@@ -10,6 +10,7 @@ Baselines of an implicit PRM. sigmoid(logit) is a PRM's own step reward, its pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,19 @@ from prm_ray.texts import ScoredResponse, all_rewards, check_numbers, check_scor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Asked:
+    """N responses to one problem in the format of a published model."""
+
+    steps: list[list[str]]
+    questions: list[list[Question]]
+
+    @property
+    def num_tokens(self) -> int:
+        """At most: texts that begin alike are computed once."""
+        return sum(len(question.tokens) for of_response in self.questions for question in of_response)
 
 
 class PublishedScorer:
@@ -83,10 +97,26 @@ class PublishedScorer:
         `step_ends` are counted in the tokens of the whole text that the model reads. Raises `UserError` for an empty
         step, or a text longer than the model reads.
         """
+        (scored,) = self.score_prepared([self.prepare(problem, responses)])
+        return scored
+
+    def prepare(self, problem: str, responses: Sequence[str | Sequence[str]]) -> Asked:
+        """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
+        if not isinstance(problem, str):
+            raise UserError(f"problem {problem!r} must be a text: a published model has a prompt of its own")
         cuts = [split_steps(each, self.step_rule) if isinstance(each, str) else _closed(each) for each in responses]
-        asked = [self.questions(problem, steps) for steps in cuts]
-        logits = self.step_logits(asked)
-        return [self._scored(*each) for each in zip(cuts, asked, logits, strict=True)]
+        return Asked(cuts, [self.questions(problem, steps) for steps in cuts])
+
+    def score_prepared(self, prepared: Sequence[Asked]) -> list[list[ScoredResponse]]:
+        """Score candidates of many problems in packed passes over all of them."""
+        logits = iter(self.step_logits([questions for asked in prepared for questions in asked.questions]))
+        return [
+            [
+                self._scored(steps, questions, next(logits))
+                for steps, questions in zip(asked.steps, asked.questions, strict=True)
+            ]
+            for asked in prepared
+        ]
 
     def questions(self, problem: str, steps: Sequence[str]) -> list[Question]:
         """The texts that ask for the S rewards of a response. Raises `UserError` as `score` does."""

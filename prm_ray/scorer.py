@@ -28,7 +28,6 @@ from prm_ray.core.rewards import step_rewards, token_rewards
 from prm_ray.errors import UserError
 from prm_ray.models import (
     check_vocabularies,
-    encode_response,
     load_model,
     load_tokenizer,
     read_prm_json,
@@ -36,14 +35,14 @@ from prm_ray.models import (
 )
 from prm_ray.settings import PromptSection
 from prm_ray.texts import (
+    Candidates,
+    Problem,
+    Response,
     ScoredResponse,
     all_rewards,
-    check_lengths,
     check_numbers,
     check_scoring,
-    cut_steps,
-    encode_problem,
-    encode_responses,
+    encode_candidates,
 )
 
 if TYPE_CHECKING:
@@ -188,18 +187,25 @@ class Scorer:
             cache_tokens=cache_tokens,
         )
 
-    def score(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> list[ScoredResponse]:
-        """Score response texts to one problem (its text, or the messages of a chat), in their order.
+    def score(self, problem: Problem, responses: Sequence[Response]) -> list[ScoredResponse]:
+        """Score responses to one problem, in their order.
 
         Raises `UserError` for an empty response, which has no token to reward, and for one that is longer behind its
         prompt than what the model can read.
         """
-        group = PromptGroup(self._encode_prompt(problem), encode_responses(self.tokenizer, responses))
-        check_lengths(self.policy, group)
-        (rewards,) = self.score_tokens([group])
+        (scored,) = self.score_prepared([self.prepare(problem, responses)])
+        return scored
+
+    def prepare(self, problem: Problem, responses: Sequence[Response]) -> Candidates:
+        """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
+        return encode_candidates(self.policy, self.tokenizer, self.prompt, self.step_rule, problem, responses)
+
+    def score_prepared(self, prepared: Sequence[Candidates]) -> list[list[ScoredResponse]]:
+        """Score candidates of many problems in packed passes over all of them."""
+        rewards = self.score_tokens([each.group for each in prepared])
         return [
-            self._scored(text, tokens, token_rewards_T)
-            for text, tokens, token_rewards_T in zip(responses, group.responses, rewards, strict=True)
+            [self._scored(*each) for each in zip(of.texts, of.steps, of.step_ends, of_group, strict=True)]
+            for of, of_group in zip(prepared, rewards, strict=True)
         ]
 
     def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
@@ -255,14 +261,7 @@ class Scorer:
             return group_values(model, groups, self.token_budget)
         return cached_group_logprobs(cache, groups, self.token_budget)
 
-    def count_tokens(self, problem: str | list[dict[str, str]], responses: Sequence[str]) -> int:
-        """Tokens a request costs: the prompt once, and every response."""
-        return len(self._encode_prompt(problem)) + sum(len(encode_response(self.tokenizer, text)) for text in responses)
-
-    def _encode_prompt(self, problem: str | list[dict[str, str]]) -> list[int]:
-        return encode_problem(self.tokenizer, self.prompt, problem)
-
-    def _scored(self, text: str, tokens: Sequence[int], token_rewards_T: list[float]) -> ScoredResponse:
-        steps, ends = cut_steps(self.tokenizer, tokens, self.step_rule)
+    @staticmethod
+    def _scored(text: str, steps: list[str], ends: list[int], token_rewards_T: list[float]) -> ScoredResponse:
         rewards_S = step_rewards(token_rewards_T, ends)
-        return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, all_rewards(rewards_S, len(tokens)))
+        return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, all_rewards(rewards_S, ends[-1]))

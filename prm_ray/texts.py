@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -52,34 +52,107 @@ def check_scoring(model: PreTrainedModel, step_rule: str) -> None:
         raise UserError(str(error)) from None
 
 
-def encode_problem(
-    tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: str | list[dict[str, str]]
-) -> list[int]:
-    """Token ids of a problem's text put into the prompt, or of the messages of a chat.
+Problem = str | list[dict[str, str]] | list[int]
+"""The text of a problem, put into the prompt of the model; the messages of a chat; or a prompt's token ids."""
+Response = str | Sequence[int]
+"""A text, closed by the end-of-turn token when it is encoded; or token ids, taken as they are."""
 
-    Raises `UserError` for what is neither.
-    """
+
+class ResponseError(UserError):
+    """A response that cannot be scored; `kind` is `empty_response`, `too_long` or `invalid_response`."""
+
+    def __init__(self, message: str, kind: str = "invalid_response"):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """N responses to one problem as a model reads them."""
+
+    group: PromptGroup
+    texts: list[str]
+    steps: list[list[str]]  # S texts a response, which join to its text
+    step_ends: list[list[int]]  # S token offsets a response
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.group.prompt)
+
+    @property
+    def num_tokens(self) -> int:
+        """The prompt once, and all responses."""
+        return len(self.group.prompt) + sum(map(len, self.group.responses))
+
+
+def encode_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: PromptSection,
+    step_rule: str,
+    problem: Problem,
+    responses: Sequence[Response],
+) -> Candidates:
+    """Raises `UserError` for a problem that is none, `ResponseError` for the first response that cannot be scored."""
+    if isinstance(responses, str):
+        raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
+    prompt_tokens = encode_problem(tokenizer, prompt, problem)
+    limit, vocabulary = longest_text(model), model.get_input_embeddings().weight.shape[0]
+    _check_tokens("problem", prompt_tokens, vocabulary, UserError)
+    tokens = [
+        _encode_response(tokenizer, f"response {number}", response, vocabulary)
+        for number, response in enumerate(responses)
+    ]
+    for number, response in enumerate(tokens):
+        if limit is not None and len(prompt_tokens) + len(response) > limit:
+            raise ResponseError(
+                f"response {number} has {len(response)} tokens behind a prompt of {len(prompt_tokens)}; "
+                f"together they must be at most the model's {limit}",
+                "too_long",
+            )
+    cuts = [cut_steps(tokenizer, each, step_rule) for each in tokens]
+    texts = [
+        response if isinstance(response, str) else "".join(steps)
+        for response, (steps, _) in zip(responses, cuts, strict=True)
+    ]
+    return Candidates(
+        PromptGroup(prompt_tokens, tokens), texts, [steps for steps, _ in cuts], [ends for _, ends in cuts]
+    )
+
+
+def encode_problem(tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: Problem) -> list[int]:
+    """Token ids of a problem. Raises `UserError` for what is none."""
     if isinstance(problem, str):
         return encode_prompt(tokenizer, build_messages(prompt, problem))
-    if not isinstance(problem, list) or not problem or not all(map(_is_message, problem)):
-        raise UserError(f"problem {problem!r} must be a text, or a list of messages with the texts role and content")
-    return encode_prompt(tokenizer, problem)
+    if isinstance(problem, list) and problem and all(type(token) is int for token in problem):
+        return [token for token in problem if isinstance(token, int)]
+    if isinstance(problem, list) and problem and all(map(_is_message, problem)):
+        return encode_prompt(tokenizer, [message for message in problem if isinstance(message, dict)])
+    raise UserError(
+        f"problem {problem!r} must be a text, a list of messages (with the texts role and content) "
+        "or a list of token ids"
+    )
 
 
 def _is_message(message: object) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def encode_responses(tokenizer: PreTrainedTokenizerFast, responses: Sequence[str]) -> list[list[int]]:
-    """Raises `UserError` for what is no list of texts, and for an empty response: it has no token to reward."""
-    if isinstance(responses, str):
-        raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
-    for number, text in enumerate(responses):
-        if not isinstance(text, str):
-            raise UserError(f"response {number} is {text!r}; it must be a text")
-        if not text:
-            raise UserError(f"response {number} is empty; a response must have at least one token")
-    return [encode_response(tokenizer, text) for text in responses]
+def _encode_response(tokenizer: PreTrainedTokenizerFast, name: str, response: Response, vocabulary: int) -> list[int]:
+    if not isinstance(response, str | Sequence):
+        raise ResponseError(f"{name} is {response!r}; it must be a text or a list of token ids", "invalid_response")
+    if not len(response):
+        raise ResponseError(f"{name} is empty; a response must have at least one token", "empty_response")
+    if isinstance(response, str):
+        return encode_response(tokenizer, response)
+    _check_tokens(name, response, vocabulary, ResponseError)
+    return list(response)
+
+
+def _check_tokens(name: str, tokens: Sequence[int], vocabulary: int, error: Callable[[str], Exception]) -> None:
+    for token in tokens:
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise error(f"{name} has the token id {token!r}; ids must be whole numbers from 0 to {vocabulary - 1}")
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
@@ -87,17 +160,6 @@ def longest_text(model: PreTrainedModel) -> int | None:
     config = causal_lm(model).config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), *length_limits(config).values()]
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def check_lengths(model: PreTrainedModel, group: PromptGroup) -> None:
-    """Raises `UserError` for a response that, behind its prompt, is longer than `longest_text`."""
-    limit = longest_text(model)
-    for number, response in enumerate(group.responses):
-        if limit is not None and len(group.prompt) + len(response) > limit:
-            raise UserError(
-                f"response {number} has {len(response)} tokens behind a prompt of {len(group.prompt)}; "
-                f"together they must be at most the model's {limit}"
-            )
 
 
 def cut_steps(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int], rule: str) -> tuple[list[str], list[int]]:

@@ -113,7 +113,7 @@ def test_the_served_rewards_are_the_scorers_rewards(url: str, scorer: Scorer):
 def test_usage_counts_the_prompt_once(url: str, scorer: Scorer):
     body = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body
     response_tokens = sum(item["num_tokens"] for item in body["results"])
-    assert body["usage"]["total_tokens"] == scorer.count_tokens(PROBLEM, RESPONSES)
+    assert body["usage"]["total_tokens"] == scorer.prepare(PROBLEM, RESPONSES).num_tokens
     assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] - response_tokens > 0
 
 

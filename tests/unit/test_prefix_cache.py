@@ -183,7 +183,7 @@ def test_a_scorer_with_a_cache_gives_the_same_rewards_for_fewer_tokens(tiny_mode
             assert one.steps == other.steps
     assert plain.policy_cache is None and plain.reference_cache is None
     assert ours.policy_cache and ours.reference_cache
-    everything = ours.count_tokens("1+2+4", ["1+2=3\n3+4=7\n", "1+2=3\n3+4=8\n"])
+    everything = ours.prepare("1+2+4", ["1+2=3\n3+4=7\n", "1+2=3\n3+4=8\n"]).num_tokens
     for cache in (ours.policy_cache, ours.reference_cache):
         computed = cache.num_computed
         ours.score("1+2+4", ["1+2=3\n", "1+2=3\n3+4=7\n"])
@@ -203,7 +203,7 @@ def test_an_adapter_and_its_base_have_a_cache_each(tiny_model: str) -> None:
             assert one.rewards["sum"] != 0
     assert ours.policy_cache and ours.reference_cache
     assert ours.policy_cache.num_computed == ours.reference_cache.num_computed
-    assert ours.policy_cache.num_computed == ours.count_tokens("1+2+4", responses) - len("1+2=3"), "shared once"
+    assert ours.policy_cache.num_computed == ours.prepare("1+2+4", responses).num_tokens - len("1+2=3"), "shared once"
 
 
 def test_a_scorer_refuses_a_cache_of_negative_size(tiny_model: str) -> None:

@@ -98,9 +98,9 @@ def test_a_wrong_argument_is_named_when_the_scorer_is_made(tiny_model: str, argu
     [
         ("1+2", "3\n4", "responses is one text"),
         ("1+2", ["3", 4], "response 1 is 4; it must be a text"),
-        (None, ["3"], "problem None must be a text, or a list of messages"),
+        (None, ["3"], "problem None must be a text, a list of messages"),
         ([], ["3"], "problem [] must be"),
-        ([{"role": "user"}], ["3"], "must be a text, or a list of messages"),
+        ([{"role": "user"}], ["3"], "must be a text, a list of messages"),
         ("1+2", ["3", "9" * 600], "together they must be at most the model's 512"),
     ],
 )

@@ -1,0 +1,141 @@
+"""The batcher alone: what is merged, refused, dropped and survived. Work is held until the test lets it go."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError
+
+
+class Work:
+    """Doubles numbers; notes each batch, and waits for `go` in it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, jobs: list[int]) -> list[int]:
+        self.batches.append(jobs)
+        assert self.go.acquire(timeout=10)
+        if -1 in jobs:
+            raise RuntimeError("poisoned")
+        return [2 * job for job in jobs]
+
+    def release(self, times: int = 100) -> None:
+        self.go.release(times)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def started(work: Work, count: int = 1) -> None:
+    while len(work.batches) < count:
+        await asyncio.sleep(0.001)
+
+
+def test_what_gathers_while_the_model_works_becomes_one_batch_up_to_the_budget() -> None:
+    async def test() -> None:
+        work = Work()
+        batcher = Batcher(work, token_budget=10, max_queued_tokens=1000)
+        first = asyncio.create_task(batcher.submit(1, 4))
+        await started(work)
+        later = [asyncio.create_task(batcher.submit(job, 4)) for job in (2, 3, 4)]
+        large = asyncio.create_task(batcher.submit(5, 40))
+        await asyncio.sleep(0)
+        work.release()
+        found = await asyncio.gather(first, *later, large)
+        assert [result for result, _ in found] == [2, 4, 6, 8, 10]
+        assert work.batches == [[1], [2, 3], [4], [5]], "an idle model does not wait; nothing overtakes"
+        timing = found[1][1]
+        assert (timing.batch_jobs, timing.batch_tokens) == (2, 8) and timing.queued > 0
+        await batcher.close()
+
+    run(test)
+
+
+def test_a_full_queue_refuses_and_says_when_there_will_be_room() -> None:
+    async def test() -> None:
+        work = Work()
+        batcher = Batcher(work, token_budget=10, max_queued_tokens=20)
+        work.release(1)
+        await batcher.submit(0, 5)
+        running = asyncio.create_task(batcher.submit(1, 10))
+        await started(work, 2)
+        waiting = asyncio.create_task(batcher.submit(2, 15))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError) as refused:
+            await batcher.submit(3, 6)
+        assert refused.value.retry_after >= 1
+        fits = asyncio.create_task(batcher.submit(4, 5))
+        await asyncio.sleep(0)
+        work.release()
+        await asyncio.gather(running, waiting, fits)
+        assert [3] not in work.batches
+        await batcher.close()
+
+    run(test)
+
+
+def test_a_caller_that_goes_away_costs_nothing_and_makes_room() -> None:
+    async def test() -> None:
+        work = Work()
+        batcher = Batcher(work, token_budget=10, max_queued_tokens=10)
+        running = asyncio.create_task(batcher.submit(1, 10))
+        await started(work)
+        leaves = asyncio.create_task(batcher.submit(2, 10))
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.sleep(0)
+        assert batcher.queued_tokens == 0
+        stays = asyncio.create_task(batcher.submit(3, 10))
+        await asyncio.sleep(0)
+        work.release()
+        await asyncio.gather(running, stays)
+        assert work.batches == [[1], [3]]
+        await batcher.close()
+
+    run(test)
+
+
+def test_a_job_that_fails_fails_alone_and_the_batcher_goes_on() -> None:
+    async def test() -> None:
+        work = Work()
+        batcher = Batcher(work, token_budget=100, max_queued_tokens=1000)
+        first = asyncio.create_task(batcher.submit(0, 1))
+        await started(work)
+        tasks = [asyncio.create_task(batcher.submit(job, 1)) for job in (1, -1, 2)]
+        await asyncio.sleep(0)
+        work.release()
+        await first
+        good, bad, also_good = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not isinstance(good, BaseException) and good[0] == 2
+        assert not isinstance(also_good, BaseException) and also_good[0] == 4
+        assert isinstance(bad, RuntimeError) and batcher.is_alive
+        assert (await batcher.submit(7, 1))[0] == 14
+        await batcher.close()
+
+    run(test)
+
+
+def test_closing_finishes_what_was_accepted_and_takes_no_more() -> None:
+    async def test() -> None:
+        work = Work()
+        batcher = Batcher(work, token_budget=1, max_queued_tokens=100)
+        accepted = [asyncio.create_task(batcher.submit(job, 1)) for job in range(4)]
+        await started(work)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(ClosedError):
+            await batcher.submit(9, 1)
+        work.release()
+        await closing
+        assert [(await each)[0] for each in accepted] == [0, 2, 4, 6] and not batcher.is_alive
+
+    run(test)
