@@ -25,10 +25,10 @@ from prm_ray.texts import (
     Problem,
     Response,
     ScoredResponse,
-    all_rewards,
     check_numbers,
     check_scoring,
     encode_candidates,
+    scored_responses,
 )
 
 if TYPE_CHECKING:
@@ -79,13 +79,7 @@ class HeadScorer:
     def score_prepared(self, prepared: Sequence[Candidates]) -> list[list[ScoredResponse]]:
         """Score candidates of many problems in packed passes over all of them."""
         logits = self.step_logits([each.group for each in prepared], [each.step_ends for each in prepared])
-        return [
-            [
-                ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, ends[-1]))
-                for text, steps, ends, logits_S in zip(of.texts, of.steps, of.step_ends, of_group, strict=True)
-            ]
-            for of, of_group in zip(prepared, logits, strict=True)
-        ]
+        return [scored_responses(*each) for each in zip(prepared, logits, strict=True)]
 
     def step_logits(
         self, groups: Sequence[PromptGroup], step_ends: Sequence[Sequence[Sequence[int]]]

@@ -38,6 +38,9 @@ class Asked:
     steps: list[list[str]]
     questions: list[list[Question]]
 
+    num_prompt_tokens = 0
+    """Prompt and response are one text."""
+
     @property
     def num_tokens(self) -> int:
         """At most: texts that begin alike are computed once."""
@@ -145,7 +148,7 @@ class PublishedScorer:
         text = "".join(steps)
         ends = [place + 1 for each in questions for place in each.places]
         num_tokens = len(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, num_tokens))
+        return ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, num_tokens), [])
 
 
 def load_format(

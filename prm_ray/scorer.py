@@ -39,10 +39,10 @@ from prm_ray.texts import (
     Problem,
     Response,
     ScoredResponse,
-    all_rewards,
     check_numbers,
     check_scoring,
     encode_candidates,
+    scored_responses,
 )
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ class Scorer:
         """Score candidates of many problems in packed passes over all of them."""
         rewards = self.score_tokens([each.group for each in prepared])
         return [
-            [self._scored(*each) for each in zip(of.texts, of.steps, of.step_ends, of_group, strict=True)]
-            for of, of_group in zip(prepared, rewards, strict=True)
+            scored_responses(candidates, list(map(step_rewards, of_group, candidates.step_ends)), of_group)
+            for candidates, of_group in zip(prepared, rewards, strict=True)
         ]
 
     def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
@@ -260,8 +260,3 @@ class Scorer:
         if cache is None:
             return group_values(model, groups, self.token_budget)
         return cached_group_logprobs(cache, groups, self.token_budget)
-
-    @staticmethod
-    def _scored(text: str, steps: list[str], ends: list[int], token_rewards_T: list[float]) -> ScoredResponse:
-        rewards_S = step_rewards(token_rewards_T, ends)
-        return ScoredResponse(text, steps, ends, token_rewards_T, rewards_S, all_rewards(rewards_S, ends[-1]))

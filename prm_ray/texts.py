@@ -31,6 +31,7 @@ class ScoredResponse:
     token_rewards: list[float]  # T numbers; none of a head
     step_rewards: list[float]  # S numbers that add up to rewards["sum"]; of a head its logits at the steps' ends
     rewards: dict[str, float]  # one number an aggregation
+    tokens: list[int]  # T ids; none of a published model, which reads the response inside a text of its own
 
 
 def check_numbers(*, beta: float = 1.0, token_budget: int = 1, cache_tokens: int = 0) -> None:
@@ -61,9 +62,11 @@ Response = str | Sequence[int]
 class ResponseError(UserError):
     """A response that cannot be scored; `kind` is `empty_response`, `too_long` or `invalid_response`."""
 
-    def __init__(self, message: str, kind: str = "invalid_response"):
+    def __init__(self, message: str, kind: str = "invalid_response", fits: list[int] | None = None):
         super().__init__(message)
         self.kind = kind
+        self.fits = fits or []
+        """Of one that is too long, the first tokens, as many as the model can read behind the prompt."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def encode_candidates(
                 f"response {number} has {len(response)} tokens behind a prompt of {len(prompt_tokens)}; "
                 f"together they must be at most the model's {limit}",
                 "too_long",
+                response[: max(0, limit - len(prompt_tokens))],
             )
     cuts = [cut_steps(tokenizer, each, step_rule) for each in tokens]
     texts = [
@@ -168,6 +172,21 @@ def cut_steps(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int], rule: s
     ends = step_token_ends(decoded, char_ends, rule)
     char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
     return [decoded[start:end] for start, end in pairwise(char_cuts)], ends
+
+
+def scored_responses(
+    candidates: Candidates,
+    step_rewards: Sequence[Sequence[float]],
+    token_rewards: Sequence[Sequence[float]] | None = None,
+) -> list[ScoredResponse]:
+    """What goes back to the caller: step rewards [S] of each response, and token rewards [T] where there are any."""
+    found = []
+    for number, tokens in enumerate(candidates.group.responses):
+        rewards_S, rewards_T = list(step_rewards[number]), list(token_rewards[number]) if token_rewards else []
+        text, steps, ends = candidates.texts[number], candidates.steps[number], candidates.step_ends[number]
+        rewards = all_rewards(rewards_S, len(tokens))
+        found.append(ScoredResponse(text, steps, ends, rewards_T, rewards_S, rewards, list(tokens)))
+    return found
 
 
 def all_rewards(step_rewards_S: Sequence[float], num_tokens: int) -> dict[str, float]:

@@ -79,16 +79,21 @@ class Batcher(Generic[Job, Result]):
     def is_alive(self) -> bool:
         return not self._loop.done()
 
-    async def submit(self, job: Job, num_tokens: int) -> tuple[Result, Timing]:
-        """The job's result. Raises `QueueFullError`, `ClosedError`, or what `work` raises for this job alone."""
+    async def submit(self, jobs: Sequence[Job], sizes: Sequence[int]) -> list[tuple[Result, Timing] | BaseException]:
+        """Results of jobs of so many tokens each, or what `work` raises for one of them alone.
+
+        Raises `QueueFullError` or `ClosedError` for all of them, before any costs something.
+        """
         if self._closing or not self.is_alive:
             raise ClosedError
-        if (queued := self.queued_tokens) and queued + num_tokens > self._max_queued_tokens:
+        if (queued := self.queued_tokens) and queued + sum(sizes) > self._max_queued_tokens:
             raise QueueFullError(self._seconds_for(queued))
-        waiting = _Waiting(job, num_tokens, time.monotonic(), asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        waiting = [_Waiting(job, size, now, loop.create_future()) for job, size in zip(jobs, sizes, strict=True)]
+        self._queue.extend(waiting)
         self._arrived.set()
-        return await waiting.future
+        # Cancelled, `gather` cancels the futures too: then nobody waits for them, and they are not computed.
+        return await asyncio.gather(*(each.future for each in waiting), return_exceptions=True)
 
     async def close(self) -> None:
         """Finish what was accepted, take nothing more."""

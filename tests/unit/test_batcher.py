@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError
+from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Timing
 
 
 class Work:
@@ -35,6 +35,13 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+async def one(batcher: Batcher[int, int], job: int, num_tokens: int) -> tuple[int, Timing]:
+    (found,) = await batcher.submit([job], [num_tokens])
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
 async def started(work: Work, count: int = 1) -> None:
     while len(work.batches) < count:
         await asyncio.sleep(0.001)
@@ -44,10 +51,10 @@ def test_what_gathers_while_the_model_works_becomes_one_batch_up_to_the_budget()
     async def test() -> None:
         work = Work()
         batcher = Batcher(work, token_budget=10, max_queued_tokens=1000)
-        first = asyncio.create_task(batcher.submit(1, 4))
+        first = asyncio.create_task(one(batcher, 1, 4))
         await started(work)
-        later = [asyncio.create_task(batcher.submit(job, 4)) for job in (2, 3, 4)]
-        large = asyncio.create_task(batcher.submit(5, 40))
+        later = [asyncio.create_task(one(batcher, job, 4)) for job in (2, 3, 4)]
+        large = asyncio.create_task(one(batcher, 5, 40))
         await asyncio.sleep(0)
         work.release()
         found = await asyncio.gather(first, *later, large)
@@ -65,15 +72,15 @@ def test_a_full_queue_refuses_and_says_when_there_will_be_room() -> None:
         work = Work()
         batcher = Batcher(work, token_budget=10, max_queued_tokens=20)
         work.release(1)
-        await batcher.submit(0, 5)
-        running = asyncio.create_task(batcher.submit(1, 10))
+        await one(batcher, 0, 5)
+        running = asyncio.create_task(one(batcher, 1, 10))
         await started(work, 2)
-        waiting = asyncio.create_task(batcher.submit(2, 15))
+        waiting = asyncio.create_task(one(batcher, 2, 15))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError) as refused:
-            await batcher.submit(3, 6)
+            await one(batcher, 3, 6)
         assert refused.value.retry_after >= 1
-        fits = asyncio.create_task(batcher.submit(4, 5))
+        fits = asyncio.create_task(one(batcher, 4, 5))
         await asyncio.sleep(0)
         work.release()
         await asyncio.gather(running, waiting, fits)
@@ -87,14 +94,14 @@ def test_a_caller_that_goes_away_costs_nothing_and_makes_room() -> None:
     async def test() -> None:
         work = Work()
         batcher = Batcher(work, token_budget=10, max_queued_tokens=10)
-        running = asyncio.create_task(batcher.submit(1, 10))
+        running = asyncio.create_task(one(batcher, 1, 10))
         await started(work)
-        leaves = asyncio.create_task(batcher.submit(2, 10))
+        leaves = asyncio.create_task(one(batcher, 2, 10))
         await asyncio.sleep(0)
         leaves.cancel()
         await asyncio.sleep(0)
         assert batcher.queued_tokens == 0
-        stays = asyncio.create_task(batcher.submit(3, 10))
+        stays = asyncio.create_task(one(batcher, 3, 10))
         await asyncio.sleep(0)
         work.release()
         await asyncio.gather(running, stays)
@@ -108,9 +115,9 @@ def test_a_job_that_fails_fails_alone_and_the_batcher_goes_on() -> None:
     async def test() -> None:
         work = Work()
         batcher = Batcher(work, token_budget=100, max_queued_tokens=1000)
-        first = asyncio.create_task(batcher.submit(0, 1))
+        first = asyncio.create_task(one(batcher, 0, 1))
         await started(work)
-        tasks = [asyncio.create_task(batcher.submit(job, 1)) for job in (1, -1, 2)]
+        tasks = [asyncio.create_task(one(batcher, job, 1)) for job in (1, -1, 2)]
         await asyncio.sleep(0)
         work.release()
         await first
@@ -118,7 +125,7 @@ def test_a_job_that_fails_fails_alone_and_the_batcher_goes_on() -> None:
         assert not isinstance(good, BaseException) and good[0] == 2
         assert not isinstance(also_good, BaseException) and also_good[0] == 4
         assert isinstance(bad, RuntimeError) and batcher.is_alive
-        assert (await batcher.submit(7, 1))[0] == 14
+        assert (await one(batcher, 7, 1))[0] == 14
         await batcher.close()
 
     run(test)
@@ -128,12 +135,12 @@ def test_closing_finishes_what_was_accepted_and_takes_no_more() -> None:
     async def test() -> None:
         work = Work()
         batcher = Batcher(work, token_budget=1, max_queued_tokens=100)
-        accepted = [asyncio.create_task(batcher.submit(job, 1)) for job in range(4)]
+        accepted = [asyncio.create_task(one(batcher, job, 1)) for job in range(4)]
         await started(work)
         closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0)
         with pytest.raises(ClosedError):
-            await batcher.submit(9, 1)
+            await one(batcher, 9, 1)
         work.release()
         await closing
         assert [(await each)[0] for each in accepted] == [0, 2, 4, 6] and not batcher.is_alive

@@ -1,0 +1,175 @@
+"""One model in memory, and the batcher that merges what its clients ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from prm_ray.errors import UserError
+from prm_ray.models import token_char_ends
+from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Timing
+from prm_ray.serve.scoring import Ask, Cost, Failure, Item, Options, Problem, Refusal, Response, Scored
+from prm_ray.texts import ResponseError, ScoredResponse
+
+Prepared = TypeVar("Prepared")
+
+
+class AnyScorer(Protocol[Prepared]):
+    """`Scorer`, `HeadScorer` and `PublishedScorer` alike."""
+
+    tokenizer: Any
+
+    def prepare(self, problem: Any, responses: Sequence[Any]) -> Prepared: ...
+
+    def score_prepared(self, prepared: Sequence[Prepared]) -> list[list[ScoredResponse]]: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_tokens: int
+    """Of one request: prompts and responses."""
+    max_queued_tokens: int
+    token_budget: int
+    """Of one batch."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An ask as the model reads it: which of its responses, cut or not; and why the others are left out."""
+
+    prepared: Any | None
+    numbers: list[int]
+    truncated: set[int]
+    failures: dict[int, Failure]
+
+
+class Replica:
+    """Scores what is asked; must be used inside one event loop."""
+
+    def __init__(self, scorer: AnyScorer[Any], limits: Limits):
+        self._scorer, self._limits = scorer, limits
+        self._batcher: Batcher[Any, list[ScoredResponse]] | None = None
+        # Encoding goes on while the model computes.
+        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+
+    async def score(self, asks: Sequence[Ask], options: Options) -> Scored | Refusal:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        try:
+            encoded = await in_thread(self._encoder, self._encode, asks, options)
+        except UserError as error:
+            return Refusal(422, "invalid_request", str(error))
+        jobs = [each.prepared for each in encoded if each.prepared is not None]
+        sizes = [job.num_tokens for job in jobs]
+        if sum(sizes) > self._limits.max_tokens:
+            message = f"prompts and responses have {sum(sizes)} tokens, at most {self._limits.max_tokens} are allowed"
+            return Refusal(413, "too_many_tokens", message)
+        try:
+            results = await self._batching().submit(jobs, sizes) if jobs else []
+        except QueueFullError as full:
+            return Refusal(429, "overloaded", "the queue is full; try again later", full.retry_after)
+        except ClosedError:
+            return Refusal(503, "stopping", "this replica is shutting down; try again", 1)
+        return await in_thread(self._encoder, self._answer, asks, encoded, results, options)
+
+    def check(self) -> None:
+        """Raises if nothing would be answered any more; Serve then starts another replica."""
+        if self._batcher is not None and not self._batcher.is_alive:
+            raise RuntimeError("the batching task has ended")
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+        self._encoder.shutdown()
+
+    def _batching(self) -> Batcher[Any, list[ScoredResponse]]:
+        """Made in the loop of the first request: a replica is constructed outside of it."""
+        if self._batcher is None:
+            limits = self._limits
+            self._batcher = Batcher(self._scorer.score_prepared, limits.token_budget, limits.max_queued_tokens)
+        return self._batcher
+
+    def _encode(self, asks: Sequence[Ask], options: Options) -> list[_Encoded]:
+        return [self._encode_one(ask, options) for ask in asks]
+
+    def _encode_one(self, ask: Ask, options: Options) -> _Encoded:
+        try:
+            return _Encoded(self._scorer.prepare(ask.problem, ask.responses), [*range(len(ask.responses))], set(), {})
+        except ResponseError:
+            pass  # one of them; which others can be scored is found one by one
+        good: dict[int, Response] = {}
+        truncated: set[int] = set()
+        failures: dict[int, Failure] = {}
+        for number, response in enumerate(ask.responses):
+            try:
+                good[number] = self._readable(ask.problem, response, options)
+                if good[number] is not response:
+                    truncated.add(number)
+            except ResponseError as error:
+                failures[number] = Failure(error.kind, str(error).replace("response 0", f"response {number}", 1))
+        prepared = self._scorer.prepare(ask.problem, list(good.values())) if good else None
+        return _Encoded(prepared, list(good), truncated, failures)
+
+    def _readable(self, problem: Problem, response: Response, options: Options) -> Response:
+        """The response, or as many of its first tokens as fit behind the prompt. Raises `ResponseError`."""
+        try:
+            self._scorer.prepare(problem, [response])
+        except ResponseError as error:
+            if not options.truncate or not error.fits:
+                raise
+            return error.fits
+        return response
+
+    def _answer(
+        self,
+        asks: Sequence[Ask],
+        encoded: Sequence[_Encoded],
+        results: Sequence[tuple[list[ScoredResponse], Timing] | BaseException],
+        options: Options,
+    ) -> Scored:
+        remaining = iter(results)
+        items, timings = [], []
+        for ask, each in zip(asks, encoded, strict=True):
+            found = dict(each.failures)
+            scored: dict[int, Item] = {}
+            if each.prepared is not None:
+                result = next(remaining)
+                if isinstance(result, BaseException):
+                    reason = f"scoring failed ({type(result).__name__}); the server's log has more"
+                    found |= dict.fromkeys(each.numbers, Failure("internal_error", reason))
+                else:
+                    timings.append(result[1])
+                    pairs = zip(each.numbers, result[0], strict=True)
+                    scored = {number: self._item(one, number in each.truncated, options) for number, one in pairs}
+            numbers = range(len(ask.responses))
+            items.append([scored[number] if number in scored else Item(found[number]) for number in numbers])
+        return Scored(items, _cost(encoded, timings))
+
+    def _item(self, scored: ScoredResponse, is_truncated: bool, options: Options) -> Item:
+        return Item(
+            text=scored.text,
+            steps=scored.steps,
+            step_ends=scored.step_ends,
+            step_rewards=scored.step_rewards,
+            token_rewards=scored.token_rewards,
+            rewards=scored.rewards,
+            is_truncated=is_truncated,
+            num_tokens=scored.step_ends[-1],
+            tokens=scored.tokens if options.tokens else [],
+            token_char_ends=token_char_ends(self._scorer.tokenizer, scored.tokens) if options.tokens else [],
+        )
+
+
+def _cost(encoded: Sequence[_Encoded], timings: Sequence[Timing]) -> Cost:
+    prepared = [each.prepared for each in encoded if each.prepared is not None]
+    prompt_tokens = sum(each.num_prompt_tokens for each in prepared)
+    return Cost(
+        prompt_tokens=prompt_tokens,
+        response_tokens=sum(each.num_tokens for each in prepared) - prompt_tokens,
+        queued_seconds=max((each.queued for each in timings), default=0.0),
+        computed_seconds=max((each.computed for each in timings), default=0.0),
+        batch_tokens=max((each.batch_tokens for each in timings), default=0),
+        batch_jobs=max((each.batch_jobs for each in timings), default=0),
+    )

@@ -1,0 +1,129 @@
+"""What passes between the HTTP side and the replicas with the models: plain values, no Ray, no torch.
+
+A refusal is a value too, for an exception would cross processes as a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Problem = str | list[dict[str, str]] | list[int]
+Response = str | list[int]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Responses to one problem: texts, messages or token ids, as `Scorer.score` takes them."""
+
+    problem: Problem
+    responses: Sequence[Response]
+
+
+@dataclass(frozen=True)
+class Options:
+    truncate: bool = False
+    """Cut a response that is too long behind its prompt, instead of giving it an error."""
+    tokens: bool = False
+    """Token ids and where each token ends in the text, too."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a response has no reward."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One response: T tokens, S steps; or why it has none."""
+
+    failure: Failure | None = None
+    text: str = ""
+    steps: list[str] = field(default_factory=list)
+    step_ends: list[int] = field(default_factory=list)
+    """Token offsets [S]."""
+    step_rewards: list[float] = field(default_factory=list)
+    token_rewards: list[float] = field(default_factory=list)
+    """[T]; none of a model with a head."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Aggregation -> reward."""
+    is_truncated: bool = False
+    num_tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
+    token_char_ends: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one request: tokens, and seconds by stage."""
+
+    prompt_tokens: int = 0
+    """Each prompt once: it is computed once for all its responses."""
+    response_tokens: int = 0
+    queued_seconds: float = 0.0
+    computed_seconds: float = 0.0
+    batch_tokens: int = 0
+    """Of the fullest batch it was part of."""
+    batch_jobs: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.response_tokens
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Items of each ask, in the order of the responses."""
+
+    items: list[list[Item]]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing of a request was scored, and the HTTP status that says so."""
+
+    status: int
+    kind: str
+    message: str
+    retry_after: int | None = None
+    """Seconds after which another try makes sense."""
+
+
+class RefusedError(Exception):
+    """Carries a `Refusal` to where the reply is made."""
+
+    def __init__(self, refusal: Refusal):
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a reply says about the model that gave the rewards."""
+
+    name: str
+    reward: str
+    """`log_ratio`, a head, or the style of a published model."""
+    with_reference: bool
+    aggregation: str
+    """The run's own; a request may ask for another."""
+    step_rule: str
+
+
+class Backend(Protocol):
+    """The models that the HTTP side can ask."""
+
+    models: dict[str, ModelFacts]
+
+    async def score(self, model: str, asks: Sequence[Ask], options: Options) -> Scored:
+        """Raises `RefusedError`."""
+        ...
+
+    async def num_ready(self) -> dict[str, int]:
+        """Model -> replicas that can answer now."""
+        ...
