@@ -95,10 +95,12 @@ class Replica:
         return [self._encode_one(ask, options) for ask in asks]
 
     def _encode_one(self, ask: Ask, options: Options) -> _Encoded:
-        try:
-            return _Encoded(self._scorer.prepare(ask.problem, ask.responses), [*range(len(ask.responses))], set(), {})
-        except ResponseError:
-            pass  # one of them; which others can be scored is found one by one
+        if not any(map(_is_blank, ask.responses)):
+            try:
+                prepared = self._scorer.prepare(ask.problem, ask.responses)
+                return _Encoded(prepared, [*range(len(ask.responses))], set(), {})
+            except ResponseError:
+                pass  # one of them; which others can be scored is found one by one
         good: dict[int, Response] = {}
         truncated: set[int] = set()
         failures: dict[int, Failure] = {}
@@ -114,6 +116,8 @@ class Replica:
 
     def _readable(self, problem: Problem, response: Response, options: Options) -> Response:
         """The response, or as many of its first tokens as fit behind the prompt. Raises `ResponseError`."""
+        if _is_blank(response):
+            raise ResponseError("response 0 has no text", "empty_response")
         try:
             self._scorer.prepare(problem, [response])
         except ResponseError as error:
@@ -160,6 +164,10 @@ class Replica:
             tokens=scored.tokens if options.tokens else [],
             token_char_ends=token_char_ends(self._scorer.tokenizer, scored.tokens) if options.tokens else [],
         )
+
+
+def _is_blank(response: Response) -> bool:
+    return isinstance(response, str) and not response.strip()
 
 
 def _cost(encoded: Sequence[_Encoded], timings: Sequence[Timing]) -> Cost:

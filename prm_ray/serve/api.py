@@ -1,0 +1,100 @@
+"""The HTTP application: every dialect over one backend, and how errors look. No Ray: it can be tried in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+
+from prm_ray.serve.asking import Asking, RequestLimits
+from prm_ray.serve.bodies import error_body, validation_message
+from prm_ray.serve.dialects import own
+from prm_ray.serve.scoring import Backend, Refusal, RefusedError
+
+DIALECTS = (own.router,)
+
+
+class StrictJsonRequest(Request):
+    """JSON as the standard has it: no NaN, no lone surrogates, and no depth that would end in a recursion error."""
+
+    async def json(self) -> Any:
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise RefusedError(Refusal(400, "invalid_json", f"the body is not valid JSON: {error}")) from None
+
+
+class StrictJsonRoute(APIRoute):
+    def get_route_handler(self) -> Any:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictJsonRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+def make_api(backend: Backend, limits: RequestLimits) -> FastAPI:
+    api = FastAPI(
+        title="prm_ray",
+        description="Rewards of process reward models, for each step and each response.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    api.state.asking = Asking(backend, limits)
+    api.router.route_class = StrictJsonRoute
+    for router in DIALECTS:
+        router.route_class = StrictJsonRoute
+        api.include_router(router)
+    _add_health(api)
+    api.add_exception_handler(RequestValidationError, _answer_invalid)
+    api.add_exception_handler(RefusedError, _answer_refused)
+    api.add_exception_handler(HTTPException, _answer_http)
+    api.add_exception_handler(Exception, _answer_failure)
+    return api
+
+
+def _add_health(api: FastAPI) -> None:
+    @api.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """200 as long as the process answers."""
+        return {"status": "ok"}
+
+    @api.get("/readyz", tags=["health"])
+    async def readyz() -> dict[str, Any]:
+        """200 once every model has a replica that answers, else 503."""
+        asking: Asking = api.state.asking
+        ready = await asking.num_ready()
+        missing = [facts.name for facts in asking.models() if not ready.get(facts.name)]
+        if missing:
+            raise RefusedError(Refusal(503, "unavailable", f"no replica runs of: {', '.join(missing)}", 2))
+        return {"status": "ok", "replicas": ready}
+
+
+async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse(error_body("invalid_request", validation_message(list(error.errors()))), status_code=422)
+
+
+async def _answer_refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RefusedError)
+    refusal = error.refusal
+    headers = None if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return JSONResponse(error_body(refusal.kind, refusal.message), status_code=refusal.status, headers=headers)
+
+
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    """An unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return JSONResponse(error_body(kind, str(error.detail)), status_code=error.status_code, headers=error.headers)
+
+
+async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
+    """No traceback leaves the process; the server's log has it."""
+    return JSONResponse(error_body("internal_error", "the server failed; its log says why"), status_code=500)

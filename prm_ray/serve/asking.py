@@ -1,0 +1,68 @@
+"""How an endpoint asks the models: which one, within which limits, and how long it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from fastapi import Request
+
+from prm_ray.serve.scoring import Ask, Backend, ModelFacts, Options, Refusal, RefusedError, Scored
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    max_candidates: int
+    """Responses of one request."""
+    timeout_seconds: float
+
+
+class Asking:
+    """The models, for endpoints. Whatever cannot be answered raises `RefusedError`."""
+
+    def __init__(self, backend: Backend, limits: RequestLimits):
+        self._backend, self._limits = backend, limits
+
+    def models(self) -> Iterable[ModelFacts]:
+        return self._backend.models.values()
+
+    def model(self, name: str | None) -> ModelFacts:
+        """The model of that name; none = the first."""
+        if name is None:
+            return next(iter(self.models()))
+        if name not in self._backend.models:
+            served = ", ".join(self._backend.models)
+            _refuse(404, "model_not_found", f"model {name[:100]!r} is not served; served are: {served}")
+        return self._backend.models[name]
+
+    async def score(self, facts: ModelFacts, asks: Sequence[Ask], options: Options | None = None) -> Scored:
+        count = sum(len(ask.responses) for ask in asks)
+        if count > self._limits.max_candidates:
+            message = f"the request has {count} responses, at most {self._limits.max_candidates} are allowed"
+            _refuse(413, "too_many_candidates", message)
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                return await self._backend.score(facts.name, asks, options or Options())
+        except TimeoutError:
+            seconds = self._limits.timeout_seconds
+            _refuse(504, "timeout", f"not scored within {seconds:g} s; send fewer responses, or try again later")
+
+    def id(self, given: str | None) -> str:
+        return given or uuid.uuid4().hex
+
+    async def num_ready(self) -> dict[str, int]:
+        return await self._backend.num_ready()
+
+
+def asking(request: Request) -> Asking:
+    """For `Depends`."""
+    found = request.app.state.asking
+    assert isinstance(found, Asking)
+    return found
+
+
+def _refuse(status: int, kind: str, message: str) -> NoReturn:
+    raise RefusedError(Refusal(status, kind, message))

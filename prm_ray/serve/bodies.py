@@ -1,0 +1,107 @@
+"""What all dialects share: how a problem and its responses are given, and how an error looks.
+
+Nothing here imports Ray or torch. A failed item has an `error` and null instead of numbers, never a reward of 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from prm_ray.serve.scoring import Cost, Failure, Problem
+
+Text = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class Body(BaseModel):
+    """Strict: a key that is not known is refused, so that a typing error is not taken for a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Message(Body):
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class CommonKeys(Body):
+    """Keys that many clients send with everything."""
+
+    model: str | None = Field(None, max_length=300)
+    """One of /v1/models; none = the first."""
+    user: str | None = Field(None, max_length=1000)
+    """Accepted and not used."""
+    request_id: str | None = Field(None, max_length=200)
+    """Comes back as the reply's `id`."""
+
+
+class Prompted(CommonKeys):
+    """A problem in one of three forms."""
+
+    problem: Text | None = Field(None, validation_alias=AliasChoices("problem", "query"))
+    """Its text, put into the prompt that the model was trained with."""
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    """A chat that ends with the user's turn, put into the model's chat template."""
+    prompt_tokens: TokenIds | None = None
+    """Token ids of the whole prompt, taken as they are."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Prompted:
+        given = [self.problem is not None, self.messages is not None, self.prompt_tokens is not None]
+        if sum(given) != 1:
+            raise ValueError("give one of problem (or query), messages and prompt_tokens")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError(
+                "the last of messages must have the role user: responses are candidates for what comes next"
+            )
+        return self
+
+    def prompt(self) -> Problem:
+        if self.problem is not None:
+            return self.problem
+        if self.messages is not None:
+            return [message.model_dump() for message in self.messages]
+        return list(self.prompt_tokens or [])
+
+
+class Usage(Body):
+    prompt_tokens: int
+    """The prompt, counted once: it is computed once for all its responses."""
+    completion_tokens: int
+    """All responses."""
+    total_tokens: int
+
+    @classmethod
+    def of(cls, cost: Cost) -> Usage:
+        return cls(
+            prompt_tokens=cost.prompt_tokens, completion_tokens=cost.response_tokens, total_tokens=cost.total_tokens
+        )
+
+
+class ItemError(Body):
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, failure: Failure) -> ItemError:
+        return cls(type=failure.kind, message=failure.message)
+
+
+def error_body(kind: str, message: str) -> dict[str, Any]:
+    """The body of every reply that is not 2xx."""
+    return {"error": {"type": kind, "message": message}}
+
+
+def validation_message(errors: list[Any]) -> str:
+    """One line out of pydantic's list: `documents.0: Input should be a valid string; ...`, at most three of them."""
+    lines = []
+    for error in errors[:3]:
+        where = ".".join(str(part)[:100] for part in error["loc"] if part != "body")
+        message = "unknown key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {message}" if where else message)
+    if len(errors) > 3:
+        lines.append(f"and {len(errors) - 3} more")
+    return "; ".join(lines)

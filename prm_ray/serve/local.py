@@ -1,0 +1,23 @@
+"""A backend of replicas in this very process: the server without Ray, for programs and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from prm_ray.serve.replica import Replica
+from prm_ray.serve.scoring import Ask, ModelFacts, Options, Refusal, RefusedError, Scored
+
+
+class LocalBackend:
+    def __init__(self, models: Mapping[str, ModelFacts], replicas: Mapping[str, Replica]):
+        self.models = dict(models)
+        self._replicas = replicas
+
+    async def score(self, model: str, asks: Sequence[Ask], options: Options) -> Scored:
+        outcome = await self._replicas[model].score(asks, options)
+        if isinstance(outcome, Refusal):
+            raise RefusedError(outcome)
+        return outcome
+
+    async def num_ready(self) -> dict[str, int]:
+        return dict.fromkeys(self._replicas, 1)

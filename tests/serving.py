@@ -1,0 +1,41 @@
+"""The server in this process: a tiny model behind the HTTP application, asked with httpx."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from prm_ray.scorer import Scorer
+from prm_ray.serve.api import make_api
+from prm_ray.serve.asking import RequestLimits
+from prm_ray.serve.local import LocalBackend
+from prm_ray.serve.replica import Limits, Replica
+from prm_ray.serve.scoring import ModelFacts
+
+LIMITS = Limits(max_tokens=2000, max_queued_tokens=10_000, token_budget=500)
+FACTS = partial(ModelFacts, reward="log_ratio", with_reference=True, aggregation="min", step_rule="newline")
+
+
+def tiny_scorer(policy: str, reference: str) -> Scorer:
+    return Scorer.from_pretrained(policy, reference, dtype="float32", beta=0.5, step_rule="newline")
+
+
+def tiny_api(scorers: dict[str, Any], limits: Limits = LIMITS, **request_limits: Any) -> FastAPI:
+    """An application that serves each scorer under its name."""
+    backend = LocalBackend(
+        {name: FACTS(name) for name in scorers}, {name: Replica(scorer, limits) for name, scorer in scorers.items()}
+    )
+    return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)))
+
+
+async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:
+    """Replies to calls made one after the other."""
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return [await call(client) for call in calls]
+
+
+def post(path: str, body: Any) -> Callable[[httpx.AsyncClient], Any]:
+    return lambda client: client.post(path, json=body)

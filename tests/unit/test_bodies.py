@@ -1,0 +1,54 @@
+"""The HTTP bodies: what is accepted, what is refused and with which words."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from prm_ray.serve.bodies import validation_message
+from prm_ray.serve.dialects.own import RerankRequest, RewardsRequest
+
+
+def refusal(model: type[BaseModel], body: object) -> str:
+    with pytest.raises(ValidationError) as info:
+        model.model_validate(body)
+    return validation_message(list(info.value.errors()))
+
+
+@pytest.mark.parametrize("name", ["query", "problem"])
+@pytest.mark.parametrize("items", ["documents", "responses", "texts"])
+def test_rerank_reads_the_names_of_other_rerankers(name: str, items: str) -> None:
+    request = RerankRequest.model_validate({name: "1 + 1", items: ["2", {"text": "3"}, [4]], "model": "m", "top_n": 1})
+    assert request.prompt() == "1 + 1"
+    assert request.responses() == ["2", "3", [4]]
+
+
+def test_a_chat_or_token_ids_may_stand_for_the_problem() -> None:
+    messages = [{"role": "user", "content": "1 + 1"}]
+    assert RewardsRequest.model_validate({"messages": messages, "responses": ["2"]}).prompt() == messages
+    assert RewardsRequest.model_validate({"prompt_tokens": [1, 2], "responses": [[3]]}).prompt() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"responses": ["2"]}, "give one of problem (or query), messages and prompt_tokens"),
+        ({"problem": "1", "prompt_tokens": [1], "responses": ["2"]}, "give one of problem"),
+        ({"problem": "1", "responses": []}, "responses: List should have at least 1 item"),
+        ({"problem": " ", "responses": ["2"]}, "problem: String should match pattern"),
+        ({"problem": "1", "responses": ["2", None]}, "responses.1.str: Input should be a valid string"),
+        ({"problem": "1", "responses": [[-1]]}, "responses.0.list"),
+        ({"problem": "1", "responses": ["2"], "top_m": 1}, "top_m: unknown key"),
+        ({"messages": [{"role": "assistant", "content": "2"}], "responses": ["2"]}, "must have the role user"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name(body: dict, message: str) -> None:
+    assert message in refusal(RewardsRequest, body)
+
+
+def test_a_long_list_of_mistakes_is_cut_short() -> None:
+    message = refusal(RewardsRequest, {"problem": "1", "responses": ["1"], **{f"key{n}": 1 for n in range(50)}})
+    assert message.endswith("and 47 more")
+
+
+def test_an_unknown_aggregation_is_refused_by_name() -> None:
+    body = {"query": "1", "documents": ["2"], "aggregation": "max"}
+    assert "aggregation: Input should be 'sum', 'mean', 'min', 'last'" in refusal(RerankRequest, body)
