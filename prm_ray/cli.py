@@ -37,7 +37,7 @@ _WITH_FOLDER = {**STAGE_HELP, **MEASUREMENT_HELP}
 _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
-    "serve": "serve the trained model over HTTP: /score, /rerank, /healthz",
+    "serve": "serve the trained model over HTTP",
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
     "experiment": "train many variants of one config, each with several seeds, then compare them",
     "compare": "compare finished runs: one page, pictures and a table",

@@ -514,10 +514,20 @@ class ServeSection(Section):
     gpus_per_replica: float = Field(0, ge=0)
     max_candidates: int = Field(256, ge=1)
     """Most responses one request may hold."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Of each model: more than num_replicas start under load; none = no more."""
+    models: dict[str, Path] = {}
+    """Name -> checkpoint folder of more models; the run's own is called as its folder."""
     max_tokens: int = Field(16384, ge=1)
-    """Most tokens (prompt + all responses) one request may cost."""
-    max_queued_requests: int = Field(64, ge=1)
-    """Beyond it the answer is 503 with Retry-After."""
+    """Most tokens (prompt + all responses) one request may cost; beyond it the answer is 413."""
+    max_queued_tokens: int = Field(65536, ge=1)
+    """Tokens that may wait for a replica; beyond it the answer is 429 with Retry-After."""
+    max_ongoing_requests: int = Field(256, ge=1)
+    """Requests that a replica may hold, waiting and computed."""
+    timeout_seconds: float = Field(120, gt=0)
+    """A request that takes longer is answered 504, and costs nothing more."""
+    cache_tokens: int = Field(8192, ge=0)
+    """Tokens of which each model keeps what it computed: a problem seen before costs only its new responses."""
 
 
 def _checked_regex(value: str | None) -> str | None:

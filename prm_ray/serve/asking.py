@@ -45,10 +45,15 @@ class Asking:
             _refuse(413, "too_many_candidates", message)
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
-                return await self._backend.score(facts.name, asks, options or Options())
+                scored = await self._backend.score(facts.name, asks, options or Options())
         except TimeoutError:
             seconds = self._limits.timeout_seconds
             _refuse(504, "timeout", f"not scored within {seconds:g} s; send fewer responses, or try again later")
+
+        failures = [item.failure for items in scored.items for item in items]
+        if failures[0] is not None and all(failure and failure.kind == "too_long" for failure in failures):
+            _refuse(413, "too_many_tokens", failures[0].message)
+        return scored
 
     def id(self, given: str | None) -> str:
         return given or uuid.uuid4().hex

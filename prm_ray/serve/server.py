@@ -11,7 +11,6 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from types import FrameType
 
 from ray import serve
@@ -20,13 +19,11 @@ from ray.serve.schema import LoggingConfig
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import read_prm_json, resolve_model
 from prm_ray.runlog import log
+from prm_ray.serve.served import served_models
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
-from prm_ray.tables import StageFolder
 
-_REQUEST_TIMEOUT_SECONDS = 600
 _ANSWERS_WITHIN_SECONDS = 60
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
@@ -52,7 +49,7 @@ def start(config: RunConfig) -> str:
     Raises `UserError`, before anything heavy starts where that is possible, if there is no trained model, the address
     cannot be used, or the model does not load.
     """
-    checkpoint = _checkpoint(config)
+    models = served_models(config)
     host, port = config.serve.host, config.serve.port
     is_loopback = _is_loopback(host)
     _check_address(host, port)
@@ -69,18 +66,18 @@ def start(config: RunConfig) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly" if is_loopback else "EveryNode",
-        http_options={"host": host, "port": port, "request_timeout_s": _REQUEST_TIMEOUT_SECONDS},
+        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + 10},
         logging_config=_QUIET,
     )
-    log.info("loading %s into %d replica(s)", checkpoint, config.serve.num_replicas)
+    log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
-        serve.run(build(config, str(checkpoint)), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
+        serve.run(build(config.serve, models), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
         stop()
         reason = _last_error(text)
         raise cause_in_traceback(text) or UserError(
-            f"the model in {str(checkpoint)!r} did not load: {reason}"
+            f"a model did not load ({', '.join(model.folder for model in models)}): {reason}"
         ) from None
     except BaseException:  # interrupted while loading: leave nothing running
         stop()
@@ -100,25 +97,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _checkpoint(config: RunConfig) -> Path:
-    """The trained model's folder; that it and the reference it needs are there is seen here, not by a dying replica."""
-    if config.score.model is not None:
-        raise UserError(f"score.model {config.score.model!r} is a published reward model; only trained ones are served")
-    folder = StageFolder(config.run.dir, "train")
-    folder.manifest()
-    resolve_model(str(folder.path.resolve()))
-    facts = read_prm_json(folder.path)
-    scored_with = facts.get("with_reference", True)
-    if scored_with != config.score.with_reference:
-        raise UserError(
-            f"score.with_reference is {str(config.score.with_reference).lower()}, but {str(folder.path)!r} was scored "
-            f"with {str(scored_with).lower()}: set it to that, or score again with --fresh score"
-        )
-    if scored_with:
-        resolve_model(str(facts["reference"]))
-    return folder.path.resolve()
 
 
 def _is_loopback(host: str) -> bool:
@@ -142,13 +120,13 @@ def _wait_until_it_answers(base_url: str) -> None:
     give_up = time.monotonic() + _ANSWERS_WITHIN_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{base_url}/healthz", timeout=5) as reply:
+            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5) as reply:
                 reply.read()
                 return
         except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > give_up:
                 raise UserError(
-                    f"{base_url}/healthz does not answer ({error}): does another Serve run on this cluster?"
+                    f"{base_url}/readyz does not answer ({error}): does another Serve run on this cluster?"
                 ) from None
             time.sleep(0.2)
 

@@ -52,14 +52,14 @@ def make_run(run_dir: Path, **serve: Any) -> RunConfig:
     folder.finish({"stage": "train"})
     path = run_dir / "run.toml"
     path.write_text("[model]\ndtype = 'float32'\n")
-    overrides = {"max_candidates": 8, "max_tokens": 2000, "port": server.free_port(), **serve}
+    overrides = {"max_candidates": 8, "max_tokens": 1600, "port": server.free_port(), **serve}
     values = [f"serve.{key}={value}" for key, value in overrides.items()]
     return load_config(path, [f"run.dir={run_dir}", *values])
 
 
 @pytest.fixture(scope="module")
 def run_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return make_run(tmp_path_factory.mktemp("run"), max_queued_requests=2)
+    return make_run(tmp_path_factory.mktemp("run"), max_queued_tokens=2000)
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +101,17 @@ def test_a_missing_reference_model_is_named_before_anything_starts(tmp_path: Pat
 
 
 def test_the_served_rewards_are_the_scorers_rewards(url: str, scorer: Scorer):
-    reply = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES})
+    reply = call(f"{url}/v1/rewards", {"problem": PROBLEM, "responses": RESPONSES})
     assert reply.status == 200
     for served, ours in zip(reply.body["results"], scorer.score(PROBLEM, RESPONSES), strict=True):
         assert served["rewards"] == pytest.approx(ours.rewards, abs=1e-6)
-        assert served["step_rewards"] == pytest.approx(ours.step_rewards, abs=1e-6)
-        assert served["steps"] == ours.steps
-        assert sum(served["step_rewards"]) == pytest.approx(served["rewards"]["sum"], abs=1e-5)
+        assert [step["reward"] for step in served["steps"]] == pytest.approx(ours.step_rewards, abs=1e-6)
+        assert [step["text"] for step in served["steps"]] == ours.steps
+        assert served["steps"][-1]["prefix_reward"] == pytest.approx(served["rewards"]["sum"], abs=1e-5)
 
 
 def test_usage_counts_the_prompt_once(url: str, scorer: Scorer):
-    body = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body
+    body = call(f"{url}/v1/rewards", {"problem": PROBLEM, "responses": RESPONSES}).body
     response_tokens = sum(item["num_tokens"] for item in body["results"])
     assert body["usage"]["total_tokens"] == scorer.prepare(PROBLEM, RESPONSES).num_tokens
     assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] - response_tokens > 0
@@ -119,8 +119,8 @@ def test_usage_counts_the_prompt_once(url: str, scorer: Scorer):
 
 def test_a_chat_scores_like_the_problem_it_holds(url: str):
     chat = [{"role": "user", "content": PROBLEM}]
-    as_chat = call(f"{url}/score", {"messages": chat, "responses": RESPONSES}).body["results"]
-    assert as_chat == call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body["results"]
+    as_chat = call(f"{url}/v1/rewards", {"messages": chat, "responses": RESPONSES}).body["results"]
+    assert as_chat == call(f"{url}/v1/rewards", {"problem": PROBLEM, "responses": RESPONSES}).body["results"]
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "min", "last"])
@@ -133,14 +133,14 @@ def test_rerank_sorts_by_the_chosen_aggregation(url: str, scorer: Scorer, aggreg
         [rewards[i] for i in order], abs=1e-6
     )
     assert [item["document"]["text"] for item in reply["results"]] == [RESPONSES[i] for i in order]
-    assert reply["aggregation"] == aggregation
+    assert reply["reward"]["aggregation"] == aggregation
 
 
 def test_the_order_of_candidates_changes_no_reward(url: str):
-    forward = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES}).body["results"]
-    backward = call(f"{url}/score", {"problem": PROBLEM, "responses": RESPONSES[::-1]}).body["results"]
+    forward = call(f"{url}/v1/rewards", {"problem": PROBLEM, "responses": RESPONSES}).body["results"]
+    backward = call(f"{url}/v1/rewards", {"problem": PROBLEM, "responses": RESPONSES[::-1]}).body["results"]
     for one, other in zip(forward, reversed(backward), strict=True):
-        assert one["step_rewards"] == pytest.approx(other["step_rewards"], abs=1e-4)
+        assert one["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
 
 
 def test_an_empty_response_has_an_error_and_no_number_and_ranks_last(url: str):
@@ -156,12 +156,12 @@ def test_an_empty_response_has_an_error_and_no_number_and_ranks_last(url: str):
     ("responses", "numbers"),
     [
         (["x"] * 9, ("9 responses", "at most 8")),
-        (["1 + 1 = 2\n" * 60] * 8, (" tokens, at most 2000",)),
-        (["1 + 1 = 2\n" * 60], (" tokens, the model reads at most 256",)),
+        (["1 + 1 = 2\n" * 24] * 8, (" tokens, at most 1600",)),
+        (["1 + 1 = 2\n" * 60] * 2, ("response 0 has ", "at most the model's 256")),
     ],
 )
 def test_too_much_is_413_with_the_numbers(url: str, responses: list[str], numbers: tuple[str, ...]):
-    reply = call(f"{url}/score", {"problem": PROBLEM, "responses": responses})
+    reply = call(f"{url}/v1/rewards", {"problem": PROBLEM, "responses": responses})
     assert reply.status == 413
     assert all(number in reply.body["error"]["message"] for number in numbers)
 
@@ -169,10 +169,10 @@ def test_too_much_is_413_with_the_numbers(url: str, responses: list[str], number
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("score", {"problem": PROBLEM}, "responses: Field required"),
-        ("score", {"problem": PROBLEM, "responses": "one text"}, "responses: Input should be a valid list"),
+        ("v1/rewards", {"problem": PROBLEM}, "responses: Field required"),
+        ("v1/rewards", {"problem": PROBLEM, "responses": "one text"}, "responses: Input should be a valid list"),
         ("rerank", {"query": PROBLEM, "documents": ["a"], "aggregation": "best"}, "aggregation: Input should be"),
-        ("rerank", {"documents": ["a"]}, "give either problem (or query) or messages"),
+        ("rerank", {"documents": ["a"]}, "give one of problem (or query), messages and prompt_tokens"),
     ],
 )
 def test_a_wrong_request_is_422_and_names_the_field(url: str, path: str, body: dict, message: str):
@@ -181,25 +181,24 @@ def test_a_wrong_request_is_422_and_names_the_field(url: str, path: str, body: d
     assert message in reply.body["error"]["message"]
 
 
-def test_healthz_names_the_model_and_counts_replicas(url: str, run_config: RunConfig):
-    reply = call(f"{url}/healthz")
-    assert reply.status == 200
-    assert reply.body == {"status": "ok", "model": run_config.run.dir.name, "replicas": 1}
+def test_readyz_counts_the_replicas_of_each_model(url: str, run_config: RunConfig):
+    assert call(f"{url}/healthz").body == {"status": "ok"}
+    assert call(f"{url}/readyz").body == {"status": "ok", "replicas": {run_config.run.dir.name: 1}}
 
 
-def test_under_overload_some_are_served_the_rest_are_503_and_health_answers(url: str, scorer: Scorer):
-    """One replica, room for 4 + 2 requests, 40 at once; each takes a while because it has eight long responses."""
+def test_under_overload_some_are_served_the_rest_are_429_and_health_answers(url: str, scorer: Scorer):
+    """One replica, room for one more request, 40 at once; each takes a while because it has eight long responses."""
     body = {"problem": PROBLEM, "responses": [f"{number} = " + "1 + 1 + " * 25 for number in range(8)]}
     healthy = threading.Event()
     with ThreadPoolExecutor(41) as pool:
-        replies = [pool.submit(call, f"{url}/score", body) for _ in range(40)]
+        replies = [pool.submit(call, f"{url}/v1/rewards", body) for _ in range(40)]
         if call(f"{url}/healthz").status == 200:
             healthy.set()
         statuses = [reply.result() for reply in replies]
     assert healthy.is_set()
-    assert {reply.status for reply in statuses} == {200, 503}
-    refused = next(reply for reply in statuses if reply.status == 503)
-    assert refused.headers["retry-after"] == "2" and refused.body["error"]["type"] == "overloaded"
+    assert {reply.status for reply in statuses} == {200, 429}
+    refused = next(reply for reply in statuses if reply.status == 429)
+    assert int(refused.headers["retry-after"]) >= 1 and refused.body["error"]["type"] == "overloaded"
     expected = [response.rewards["sum"] for response in scorer.score(PROBLEM, body["responses"])]
     for reply in statuses:
         if reply.status == 200:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
@@ -130,7 +131,7 @@ def _steps(item: Item, adds_up: bool) -> list[Step]:
 
 def _tokens(item: Item) -> list[Token]:
     starts = [0, *item.token_char_ends[:-1]]
-    rewards = item.token_rewards or [None] * len(item.tokens)
+    rewards: Sequence[float | None] = item.token_rewards or [None] * len(item.tokens)
     return [
         Token(id=token, start=start, end=end, reward=reward)
         for token, start, end, reward in zip(item.tokens, starts, item.token_char_ends, rewards, strict=True)

@@ -1,0 +1,97 @@
+"""Which models a server holds: checked on the driver, loaded in the replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
+from prm_ray.models import read_prm_json, resolve_model
+from prm_ray.serve.scoring import ModelFacts
+from prm_ray.tables import StageFolder
+
+if TYPE_CHECKING:
+    from prm_ray.serve.replica import AnyScorer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model by name, and how it is loaded."""
+
+    facts: ModelFacts
+    folder: str
+    is_published: bool
+    dtype: str
+    token_budget: int
+    cache_tokens: int
+
+
+def served_models(config: RunConfig) -> list[ServedModel]:
+    """The run's own model first, then those of `serve.models`.
+
+    Raises `UserError` for a folder that is no checkpoint, a reference that is not there, or a name that is taken.
+    """
+    own = config.run.dir.name
+    if own in config.serve.models:
+        raise UserError(f"serve.models has the name {own!r}, which is this run's own")
+    others = [_trained(config, name, folder) for name, folder in config.serve.models.items()]
+    return [_own(config, own), *others]
+
+
+def _own(config: RunConfig, name: str) -> ServedModel:
+    if config.score.model is not None and config.score.style is not None:
+        from prm_ray.publishedscorer import load_format
+
+        load_format(config.score.model, config.score.style)
+        facts = ModelFacts(name, config.score.style, False, config.evaluate.aggregation, config.reference.step_rule)
+        return _served(config, facts, resolve_model(config.score.model), is_published=True)
+    folder = StageFolder(config.run.dir, "train")
+    folder.manifest()
+    model = _trained(config, name, folder.path.resolve())
+    if model.facts.reward == "log_ratio" and model.facts.with_reference != config.score.with_reference:
+        raise UserError(
+            f"score.with_reference is {str(config.score.with_reference).lower()}, but {model.folder!r} was scored "
+            f"with {str(model.facts.with_reference).lower()}: set it to that, or score again with --fresh score"
+        )
+    return model
+
+
+def _trained(config: RunConfig, name: str, folder: Path) -> ServedModel:
+    path = resolve_model(str(folder))
+    facts = read_prm_json(path)
+    reward = facts.get("reward", "log_ratio")
+    with_reference = reward == "log_ratio" and facts.get("with_reference", True)
+    if with_reference:
+        resolve_model(str(facts["reference"]))
+    aggregation = facts.get("aggregation", config.evaluate.aggregation)
+    shown = ModelFacts(name, reward, with_reference, aggregation, facts["step_rule"])
+    return _served(config, shown, path, is_published=False)
+
+
+def _served(config: RunConfig, facts: ModelFacts, folder: str, is_published: bool) -> ServedModel:
+    return ServedModel(
+        facts, folder, is_published, config.model.dtype, config.score.token_budget, config.serve.cache_tokens
+    )
+
+
+def load_scorer(model: ServedModel) -> AnyScorer:
+    """Raises `UserError` for what does not load."""
+    from prm_ray.headscorer import HeadScorer
+    from prm_ray.publishedscorer import PublishedScorer
+    from prm_ray.scorer import Scorer
+
+    if model.is_published:
+        return PublishedScorer.from_pretrained(
+            model.folder,
+            style=model.facts.reward,  # type: ignore[arg-type]  # the style it was checked with
+            dtype=model.dtype,
+            token_budget=model.token_budget,
+            step_rule=model.facts.step_rule,
+        )
+    if model.facts.reward != "log_ratio":
+        return HeadScorer.from_pretrained(model.folder, dtype=model.dtype, token_budget=model.token_budget)
+    return Scorer.from_pretrained(
+        model.folder, dtype=model.dtype, token_budget=model.token_budget, cache_tokens=model.cache_tokens
+    )
