@@ -156,7 +156,7 @@ def test_an_empty_response_has_an_error_and_no_number_and_ranks_last(url: str):
     ("responses", "numbers"),
     [
         (["x"] * 9, ("9 responses", "at most 8")),
-        (["1 + 1 = 2\n" * 24] * 8, (" tokens, at most 1600",)),
+        (["1 + 1 = 2\n" * 28] * 8, (" tokens, at most 1600",)),
         (["1 + 1 = 2\n" * 60] * 2, ("response 0 has ", "at most the model's 256")),
     ],
 )
@@ -202,7 +202,7 @@ def test_under_overload_some_are_served_the_rest_are_429_and_health_answers(url:
     expected = [response.rewards["sum"] for response in scorer.score(PROBLEM, body["responses"])]
     for reply in statuses:
         if reply.status == 200:
-            assert [item["rewards"]["sum"] for item in reply.body["results"]] == pytest.approx(expected, abs=1e-6)
+            assert [item["rewards"]["sum"] for item in reply.body["results"]] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(run_config: RunConfig, url: str):
