@@ -156,7 +156,7 @@ def test_an_empty_response_has_an_error_and_no_number_and_ranks_last(url: str):
     ("responses", "numbers"),
     [
         (["x"] * 9, ("9 responses", "at most 8")),
-        (["1 + 1 = 2\n" * 28] * 8, (" tokens, at most 1600",)),
+        (["1 + 1 = 2\n" * 26] * 8, (" tokens, at most 1600",)),
         (["1 + 1 = 2\n" * 60] * 2, ("response 0 has ", "at most the model's 256")),
     ],
 )
