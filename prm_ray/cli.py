@@ -132,6 +132,8 @@ def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
     """The first stage to redo. A plain `--fresh` means this verb's own stage, or all stages for `run` and `demo`."""
     if fresh == _ALL:
         return verb if verb in _WITH_FOLDER else config.stages()[0]
+    if fresh is not None and verb in _WITH_FOLDER and fresh != verb:
+        raise UserError(f"--fresh {fresh}: {verb} redoes its own stage only; prm-ray run redoes from {fresh} on")
     return fresh
 
 

@@ -35,7 +35,7 @@ def run_experiment(experiment: Experiment, only: Sequence[str] = (), fresh: str 
     for run in runs:
         _describe(experiment, run)
     if fresh:
-        _clear(runs, only, fresh)
+        _clear(_redone(experiment, runs, only, fresh, sharing), fresh)
     for run in runs:
         sharing.link_finished(run)
         pipeline.check_settings(run.config)
@@ -125,10 +125,28 @@ def _write_if_new(path: Path, value: object) -> None:
         write_json(path, value)
 
 
-def _clear(runs: list[GridRun], only: Sequence[str], stage: str) -> None:
+def _redone(
+    experiment: Experiment, runs: list[GridRun], only: Sequence[str], stage: str, sharing: Sharing
+) -> list[GridRun]:
+    """The runs that `--fresh STAGE` is about. Raises `UserError` if none has it, or others share it with them."""
+    redone = [run for run in runs if stage in run.stages and (not only or run.variant.name in only)]
+    if not redone:
+        raise UserError(f"--fresh {stage}: no run that was asked for has this stage")
+    makers = {sharing.maker(run, stage).name for run in redone}
+    others = [run for run in experiment.runs if run not in redone and stage in run.stages]
+    if shared := [run.name for run in others if sharing.maker(run, stage).name in makers]:
+        raise UserError(
+            f"--fresh {stage}: {redone[0].name} shares this stage with {', '.join(shared[:3])}"
+            f"{' and others' if len(shared) > 3 else ''}; leave out --only to redo it for all, or name a later stage"
+        )
+    return redone
+
+
+def _clear(runs: list[GridRun], stage: str) -> None:
     for run in runs:
-        if (run.variant.name in only if only else not run.variant.data_only) and stage in run.config.stages():
-            pipeline.clear_from(run.config, stage)
+        pipeline.check_before(run.config, stage)
+    for run in runs:
+        pipeline.clear_from(run.config, stage)
 
 
 def _compare(experiment: Experiment, failures: dict[str, str]) -> None:

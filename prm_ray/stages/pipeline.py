@@ -92,14 +92,19 @@ def clear_from(config: RunConfig, stage: str) -> None:
 
     Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
     """
-    _check_belongs(config, stage)
-    for earlier in config.before(stage):
-        _check_identity(config, earlier)
+    check_before(config, stage)
     for later in reversed(config.onwards(stage)):
         folder = StageFolder(config.run.dir, later)
         if os.path.lexists(folder.path):  # a link whose other end is gone is removed too
             log.info("%-9s removing %s", later, folder.path)
             folder.clear()
+
+
+def check_before(config: RunConfig, stage: str) -> None:
+    """Raises `UserError` if the run has no such stage, or an earlier one was made with other settings."""
+    _check_belongs(config, stage)
+    for earlier in config.before(stage):
+        _check_identity(config, earlier)
 
 
 def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
