@@ -18,7 +18,7 @@ Aggregation = Literal["sum", "mean", "min", "last", "product", "normalized", "pr
 class Section(BaseModel):
     """A frozen TOML table that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class RunSection(Section):

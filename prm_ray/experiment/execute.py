@@ -18,6 +18,7 @@ from prm_ray.experiment.grid import Experiment, GridRun, is_done
 from prm_ray.experiment.sharing import Sharing
 from prm_ray.runlog import duration, log
 from prm_ray.stages import pipeline
+from prm_ray.stages.cluster import start_ray
 from prm_ray.tables import StageFolder, write_json
 
 CONFIG_FILE = "config.json"
@@ -53,6 +54,7 @@ def _run_all(runs: list[GridRun], sharing: Sharing) -> dict[str, str]:
     for run in runs:
         if is_done(run):
             continue
+        start_ray(run.config)  # what ends here would end every run
         missing = _failed_before(run, sharing, failures)
         log.info("%s: %s", run.name, _standing(runs))
         reason = f"needs {missing[0]}, which failed" if missing else _attempt(run, sharing)

@@ -208,6 +208,13 @@ def _in_order(variants: list[Variant]) -> list[tuple[Variant, list[str]]]:
     other.
     """
     by_name = {variant.name: variant for variant in variants}
+    if _NOT_A_VARIANT in by_name:
+        raise UserError(f"variant {_NOT_A_VARIANT!r}: {{{_NOT_A_VARIANT}}} stands for a problem in prompt.template")
+    for variant in variants:
+        if misplaced := next((name for name in by_name if _is_misplaced(variant.settings, name)), None):
+            raise UserError(
+                f"variant {variant.name!r}: {{{misplaced}}} must stand at the start of a value, alone or before a /"
+            )
     if len(by_name) < len(variants):
         names = [variant.name for variant in variants]
         twice = next(name for name in names if names.count(name) > 1)
@@ -226,6 +233,16 @@ def _in_order(variants: list[Variant]) -> list[tuple[Variant, list[str]]]:
             raise UserError(f"variants {', '.join(waiting)} need each other, or themselves: none can be the first")
         placed[ready[0]] = None
     return [(by_name[name], needs[name]) for name in placed]
+
+
+def _is_misplaced(value: Any, name: str) -> bool:
+    """Is `{name}` anywhere in the values but where it stands for the folder of a run?"""
+    if isinstance(value, dict | list):
+        return any(_is_misplaced(part, name) for part in (value.values() if isinstance(value, dict) else value))
+    if not isinstance(value, str):
+        return False
+    match = _OTHER_RUN.match(value)
+    return f"{{{name}}}" in (value[match.end() :] if match else value)
 
 
 def _named(value: Any) -> list[str]:

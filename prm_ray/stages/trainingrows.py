@@ -31,6 +31,8 @@ def check_mix(config: RunConfig, columns: Sequence[str] = (), stage: str = "refe
     for run in config.select.mix:
         other = StageFolder(run, stage)
         other.manifest()
+        if other.path.resolve() == StageFolder(config.run.dir, stage).path.resolve():
+            raise UserError(f"select.mix: {str(run)!r} has this run's own responses; it must have others")
         rule = StageFolder(run, "reference").manifest()["identity"]["reference.step_rule"]
         if _OF_STEPS & {*columns} and rule != config.reference.step_rule:
             raise UserError(

@@ -85,6 +85,9 @@ def test_data_alone_is_made_once_for_all_seeds_and_not_trained(tmp_path: Path):
         (variant("ce", 'set.reference.model = "{dpo}/x"'), "variant 'ce': {dpo} must name a variant: base, ce"),
         (variant("ce", 'set.reference.model = "{ce}"'), "variants ce need each other, or themselves"),
         (variant("ce") + variant("d", 'data_only = true\nset.reference.model = "{ce}"'), "so {ce} must be too"),
+        (variant("ce") + variant("d", 'set.train.start = "{ce}checkpoint"'), "'d': {ce} must stand at the start of a"),
+        (variant("ce") + variant("d", 'set.train.start = "/x/{ce}/checkpoint"'), "'d': {ce} must stand at the start"),
+        (variant("problem"), "variant 'problem': {problem} stands for a problem in prompt.template"),
         (variant("ce", "sets.train.lr = 1"), "variant.0.sets: unknown key"),
     ],
 )

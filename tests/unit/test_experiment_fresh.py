@@ -41,6 +41,7 @@ def redo(grid: Experiment, monkeypatch: pytest.MonkeyPatch, stage: str, only: tu
             mark_done(config, (name,), at="later")
 
     monkeypatch.setattr(pipeline, "run_stage", run_stage)
+    monkeypatch.setattr("prm_ray.experiment.execute.start_ray", lambda config: None)
     monkeypatch.setattr(pipeline, "check_inputs", lambda config, stages: None)
     monkeypatch.setattr("prm_ray.experiment.execute.compare_runs", lambda *args, **more: None)
     run_experiment(grid, only, stage)
