@@ -232,7 +232,7 @@ def validation_message(error: ValidationError) -> str:
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
-    """Put the values of `section.key=value` words into `data`."""
+    """Put the values of `section.key=value` words into `data`; `section.key=` takes the file's value out."""
     for override in overrides:
         _apply_override(data, override)
 
@@ -242,6 +242,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not match:
         raise UserError(f"override {override!r} must have the form section.key=value")
     section, key, text = match.groups()
+    if not text:
+        if isinstance(table := data.get(section), dict):
+            table.pop(key, None)
+        return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

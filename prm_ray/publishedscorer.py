@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prm_ray.core.forward import Reading, response_values
 from prm_ray.core.heads import LabelTokens, score_head
@@ -83,6 +83,8 @@ class PublishedScorer:
         `step_ends` are counted in the tokens of the whole text that the model reads. Raises `UserError` for an empty
         step, or a text longer than the model reads.
         """
+        if isinstance(responses, str):
+            raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
         cuts = [split_steps(each, self.step_rule) if isinstance(each, str) else _closed(each) for each in responses]
         asked = [self.questions(problem, steps) for steps in cuts]
         logits = self.step_logits(asked)
@@ -122,6 +124,8 @@ def load_format(
     folder: str | Path, style: PublishedStyle, chat_template: Path | None = None
 ) -> tuple[PreTrainedTokenizerFast, Format]:
     """A model's tokenizer and the format in which it is asked. Raises `UserError` if the tokenizer lacks its words."""
+    if style not in (known := get_args(PublishedStyle)):
+        raise UserError(f"style {style!r} must be one of {', '.join(known)}")
     path = resolve_model(str(folder))
     tokenizer = load_tokenizer(path, chat_template, needs_chat=style != "math_shepherd")
     if style == "value_head":
