@@ -8,7 +8,7 @@ from typing import Any
 
 from prm_ray.compare.charts import CHARTS
 from prm_ray.compare.ink import DARK, LIGHT, as_svg
-from prm_ray.stages.report import bracket, page_template, percent
+from prm_ray.stages.report import bracket, page_template, percent, signed
 
 TEMPLATE = Path(__file__).parent / "comparison.html.jinja"
 
@@ -86,7 +86,8 @@ def markdown_table(data: dict[str, Any]) -> str:
         lines += [_line([f"**{heading}**", *[""] * (len(head) - 1)])] if heading else []
         for method in methods:
             cells = [_cell(method["accuracy"][n]) for n in sizes]
-            cells += [_points(method["against_first"]), _points(method["against_majority"])]
+            cells += [_points(method["against_first"]) if method["name"] != data["methods"][0]["name"] else "–"]
+            cells += [_points(method["against_majority"])]
             cells += [_cell(method["vote"][largest]), _cell(method["auc_within"]), _cell(method["first_wrong_step"])]
             lines.append(_line([method["label"], *cells]))
     for row in data["untrained"].values():
@@ -107,5 +108,4 @@ def _cell(figures: dict[str, Any] | None) -> str:
 
 
 def _points(figures: dict[str, Any]) -> str:
-    value, low, high = (100 * figures[key] for key in ("value", "low", "high"))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{signed(100 * figures['value'])} {bracket(figures, '+')}"

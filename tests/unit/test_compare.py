@@ -133,6 +133,7 @@ def test_the_table_to_paste_has_a_line_a_method_and_the_ways_without_training(co
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
     assert cells["bad"][1].startswith("37.5 [") and cells["bad"][2].startswith("-62.5 [")
+    assert cells["good"][2] == "–", "the first method is not compared with itself"
     assert cells["Majority vote"][1].startswith("100.0 ") and cells["One sample"][1].startswith("50.0 ")
     assert len({len(row) for row in cells.values()}) == 1
 

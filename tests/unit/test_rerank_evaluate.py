@@ -18,6 +18,7 @@ from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import UserError
 from prm_ray.stages import evaluate, rerank
 from prm_ray.stages.candidates import read_problems, survey
+from prm_ray.stages.report import points_with_interval
 from prm_ray.tables import StageFolder
 
 EVIL = "<script>alert(1)</script> 5 < 6 & more"
@@ -178,6 +179,11 @@ def test_steps_are_coloured_around_their_median_where_no_reward_is_above_0(tmp_p
     run_stages(make_run(tmp_path, [low], with_reference=False))
     page = page_of(tmp_path)
     assert page.count('class="step up"') == page.count('class="step down"') == 2
+
+
+def test_what_rounds_to_0_is_not_shown_below_it():
+    difference = {"value": -0.0004, "low": -0.01, "high": -1e-5}
+    assert points_with_interval(difference) == "+0.0 points [-1.0, +0.0]"
 
 
 def test_headline_does_not_claim_what_the_intervals_do_not_show(finished):
