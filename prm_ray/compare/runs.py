@@ -22,7 +22,7 @@ from prm_ray.core.metrics import first_error_hit
 from prm_ray.core.steps import split_steps
 from prm_ray.errors import UserError
 from prm_ray.stages.stepcheck import take_differences
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.tables import FOLDERS, StageFolder, read_parquet
 
 ABOUT_FILE = "variant.json"
 """What an experiment leaves in the folder of a run: name, label, group and seed of its method."""
@@ -73,6 +73,8 @@ def read_run(folder: str | Path, name: str | None = None) -> FinishedRun:
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise UserError(f"run folder {str(folder)!r} does not exist")
+    if not any((path / name).exists() for name in FOLDERS.values()):
+        raise UserError(f"{str(folder)!r} is no run folder: it has none of the stages' folders, such as scores/")
     for stage in ("score", "rerank", "evaluate"):
         StageFolder(path, stage).manifest()
     report = json.loads((StageFolder(path, "evaluate").path / "report.json").read_text(encoding="utf-8"))

@@ -178,17 +178,25 @@ def test_the_same_seed_twice_is_refused(folders: list[Path], tmp_path: Path):
     [
         (["nowhere"], "run folder 'nowhere' does not exist"),
         (["{run}", "--show", "best"], "--show 'best' must be one of good"),
-        (["{empty}"], "is not finished; run the score stage first"),
+        (["{empty}"], "is no run folder: it has none of the stages' folders, such as scores/"),
+        (["{begun}"], "scores' is not finished; run the score stage first"),
+        (["=nowhere"], "'=nowhere' must be a run's folder or NAME=FOLDER, with a name and a folder"),
+        (["a="], "'a=' must be a run's folder or NAME=FOLDER"),
+        (["nowhere", "--out", "{file}"], "must be a folder to write to, but '{file}' is a file"),
+        (["nowhere", "--out", "{file}/out"], "must be a folder to write to, but '{file}' is a file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     words: list[str], message: str, folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    words = [word.format(run=folders[0], empty=tmp_path) for word in words]
+    places = {name: tmp_path / name for name in ("empty", "begun", "file")} | {"run": folders[0]}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "responses").mkdir(parents=True)
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as exit_info:
-        main(["compare", *words, "--out", str(tmp_path / "out")])
+        main(["compare", "--out", str(tmp_path / "out"), *(word.format(**places) for word in words)])
     assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message.format(**places) in capsys.readouterr().err.splitlines()[-1]
 
 
 class Settings:
