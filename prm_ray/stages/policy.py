@@ -25,7 +25,7 @@ from prm_ray.stages.report import bracket, percent, points_with_interval
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.sampling import pick_backend, sampler_options
 from prm_ray.stages.shards import ShardStats, map_shards
-from prm_ray.tables import StageFolder, count_failures, write_json
+from prm_ray.tables import StageFolder, count_failures, in_words, write_json
 
 PRM, GENERATOR = "prm", "generator"
 
@@ -118,7 +118,7 @@ def make_report(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]
             right[row["generator"]].setdefault(row["prompt_id"], []).append(row["correct"] is True)
     shared = [prompt_id for prompt_id in right[PRM] if prompt_id in right[GENERATOR]]
     if not shared:
-        failed = count_failures(rows, "error")
+        failed = in_words(count_failures(rows, "error"))
         raise UserError(f"there is no problem that both models answered (failed: {failed}); nothing to compare")
     values_PM = np.array([[np.mean(right[whose][prompt_id]) for whose in (PRM, GENERATOR)] for prompt_id in shared])
     resampled_RM = resample_means(values_PM, config.policy.num_bootstrap, config.run.seed)
