@@ -52,7 +52,8 @@ def compare_runs(
     if unknown := [name for name in shown if name not in names]:
         raise UserError(f"--show {unknown[0]!r} must be one of {', '.join(names)}")
     chosen = shown_methods(comparison, list(shown))
-    data = {"title": title, "headline": "", "groups": dict(groups or {}), "shown": [method.name for method in chosen]}
+    headings = {run.group: run.heading for run in runs} | dict(groups or {})
+    data = {"title": title, "headline": "", "groups": headings, "shown": [method.name for method in chosen]}
     data |= comparison_figures(comparison) | {"scaling": scaling_curves(comparison.methods)}
     data["headline"] = headline(data)
     out.mkdir(parents=True, exist_ok=True)

@@ -23,10 +23,12 @@ from prm_ray.tables import StageFolder
 EVIL = "<script>alert(1)</script>"
 
 
-def make_run(folder: Path, right: str, problems: str = "0123", seed: int = 0, **train: Any) -> Path:
+def make_run(
+    folder: Path, right: str, problems: str = "0123", seed: int = 0, score: dict[str, Any] | None = None, **train: Any
+) -> Path:
     """A finished run that ranks the right candidate first in the problems whose digits are in `right`."""
-    sections = {"import": {"source": "elsewhere.jsonl"}, "train": {"seed": seed, **train}}
-    sections |= {"rerank": {"sizes": [1, 2], "aggregations": ["sum"]}, "run": {"dir": str(folder)}}
+    sections = {"import": {"source": "elsewhere.jsonl"}, "train": {"seed": seed, **train}, "score": score or {}}
+    sections |= {"evaluate": {"aggregation": "sum"}, "rerank": {"sizes": [1, 2], "aggregations": ["sum"]}, "run": {"dir": str(folder)}}
     config = RunConfig.model_validate(sections)
     scores = StageFolder(folder, "score")
     scores.begin({})
@@ -166,6 +168,28 @@ def test_runs_of_one_name_that_differ_in_more_than_the_seed_are_not_pooled(folde
         "good",
         "warm",
     ]
+
+
+def test_a_head_and_a_published_model_are_compared_as_what_they_are(tmp_path: Path):
+    first = make_run(tmp_path / "first", "0", beta=0.3, objective="nca", max_pairs=4)
+    head = make_run(tmp_path / "head", "0", reward="value_head")
+    published = make_run(tmp_path / "published", "0", score={"model": "elsewhere", "style": "qwen_prm"})
+    page = compare_runs([first, head, published], tmp_path / "out")
+    _, of_head, of_published = json.loads((page.parent / "comparison.json").read_text())["methods"]
+    assert (of_head["reward_kind"], of_published["reward_kind"]) == ("value_head", "qwen_prm")
+    assert of_head["settings"] == {"train.objective": "ce", "train.reward": "value_head"}
+    assert of_published["settings"] == {"score.model": "elsewhere", "score.style": "qwen_prm"}
+    assert of_head["picked_by"] == of_published["picked_by"] == {}
+
+
+def test_groups_of_an_experiment_keep_their_headings(folders: list[Path], tmp_path: Path):
+    about = {"label": "A", "seed": 0, "name": "a", "group": "free"}
+    for name, more in (("new", {"heading": "Without a reference"}), ("old", {"group": "objective"})):
+        (make_run(tmp_path / name, "0") / "variant.json").write_text(json.dumps(about | {"name": name} | more))
+    page = compare_runs([tmp_path / "new", tmp_path / "old", folders[0]], tmp_path / "out")
+    lines = (page.parent / "comparison.md").read_text().splitlines()
+    headings = [line.strip("| *") for line in lines if line.startswith("| **")]
+    assert headings == ["Without a reference", "objective", "Other runs"]
 
 
 def test_the_same_seed_twice_is_refused(folders: list[Path], tmp_path: Path):
