@@ -271,5 +271,5 @@ def count_failures(rows: Iterable[dict[str, Any]], column: str) -> dict[str, int
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """`2 × prompt too long, 1 × timeout`, of rows by reason; `none` of none."""
-    return ", ".join(f"{number:,} × {reason}" for reason, number in counts.items()) or "none"
+    """`2 prompt too long, 1 timeout`, of rows by reason; `none` of none."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in counts.items()) or "none"

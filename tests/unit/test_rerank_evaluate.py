@@ -242,7 +242,7 @@ def test_a_reward_that_is_not_a_number_is_counted_and_never_picked(tmp_path):
     ("parts", "sizes", "message"),
     [
         ([[row("p9", 0, 1.0, True, "1", split="train")]], [1], "no scored candidate of the test split"),
-        ([[row("p1", 0, **FAILED)]], [1], "failed: 1 × prompt too long"),
+        ([[row("p1", 0, **FAILED)]], [1], "failed: 1 prompt too long"),
         ([[row("p1", 0, 1.0, True, "1")]], [2, 4], r"rerank.sizes \[2, 4\] are all above the 1 candidates"),
         ([[row("p1", 0, 1.0, True, "1")], [row("p1", 1, 1.0, True, "1")]], [1], "problem p1 is in part 1"),
     ],

@@ -66,7 +66,7 @@ def test_a_second_runs_responses_join_those_of_the_same_problem_and_add_others(
         "rows_out": {"own": 2, str(other): 2},
         "problems_out": 2,
     }
-    words = f"2 of 2 responses, 2 of 3 of {other}, to 2 problems; left out: 1 × held_out"
+    words = f"2 of 2 responses, 2 of 3 of {other}, to 2 problems; left out: 1 held_out"
     assert sentence(describe(config, selection)) == words
     assert read_test_rows(config, ["prompt_id", "correct"]).to_pylist() == [{"prompt_id": "tested", "correct": True}]
 
