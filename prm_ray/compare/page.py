@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prm_ray.compare.charts import CHARTS
+from prm_ray.compare.charts import CHARTS, without_cost
 from prm_ray.compare.ink import DARK, LIGHT, as_svg
 from prm_ray.stages.report import bracket, page_template, percent, signed
 
@@ -63,7 +63,8 @@ def write_comparison_page(
     """comparison.html: one file, nothing loaded from elsewhere, everything escaped."""
     template = page_template(TEMPLATE)
     template.environment.filters |= {"seeds": spread_of_seeds}
-    page = template.render(data=data, pictures=pictures, examples=examples, groups=list(grouped(data)))
+    shown = {"data": data, "pictures": pictures, "examples": examples}
+    page = template.render(**shown, groups=list(grouped(data)), without_cost=without_cost(data))
     path.write_text(page, encoding="utf-8")
 
 
@@ -86,7 +87,9 @@ def markdown_table(data: dict[str, Any]) -> str:
         lines += [_line([f"**{heading}**", *[""] * (len(head) - 1)])] if heading else []
         for method in methods:
             cells = [_cell(method["accuracy"][n]) for n in sizes]
-            cells += [_points(method["against_first"]) if method["name"] != data["methods"][0]["name"] else "–"]
+            cells += [
+                _points(method["against_first"]) if method["name"] != data["methods"][0]["name"] else "\N{EN DASH}"
+            ]
             cells += [_points(method["against_majority"])]
             cells += [_cell(method["vote"][largest]), _cell(method["auc_within"]), _cell(method["first_wrong_step"])]
             lines.append(_line([method["label"], *cells]))

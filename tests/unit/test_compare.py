@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from prm_ray.cli import main
+from prm_ray.compare.charts import CHARTS
 from prm_ray.compare.compare import compare_runs, compare_words
+from prm_ray.compare.ink import LIGHT
 from prm_ray.compare.scaling import scaling_curves
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS
@@ -28,7 +31,11 @@ def make_run(
 ) -> Path:
     """A finished run that ranks the right candidate first in the problems whose digits are in `right`."""
     sections = {"import": {"source": "elsewhere.jsonl"}, "train": {"seed": seed, **train}, "score": score or {}}
-    sections |= {"evaluate": {"aggregation": "sum"}, "rerank": {"sizes": [1, 2], "aggregations": ["sum"]}, "run": {"dir": str(folder)}}
+    sections |= {
+        "evaluate": {"aggregation": "sum"},
+        "rerank": {"sizes": [1, 2], "aggregations": ["sum"]},
+        "run": {"dir": str(folder)},
+    }
     config = RunConfig.model_validate(sections)
     scores = StageFolder(folder, "score")
     scores.begin({})
@@ -135,7 +142,7 @@ def test_the_table_to_paste_has_a_line_a_method_and_the_ways_without_training(co
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
     assert cells["bad"][1].startswith("37.5 [") and cells["bad"][2].startswith("-62.5 [")
-    assert cells["good"][2] == "–", "the first method is not compared with itself"
+    assert cells["good"][2] == "\N{EN DASH}", "the first method is not compared with itself"
     assert cells["Majority vote"][1].startswith("100.0 ") and cells["One sample"][1].startswith("50.0 ")
     assert len({len(row) for row in cells.values()}) == 1
 
@@ -143,6 +150,23 @@ def test_the_table_to_paste_has_a_line_a_method_and_the_ways_without_training(co
 def test_pictures_are_written_beside_the_page(compared: dict[str, Any]):
     pictures = {path.name for path in compared["page"].parent.glob("*.png")}
     assert pictures == {"accuracy.png", "candidates.png", "uses.png", "length.png"}  # no cost, no amounts
+
+
+@pytest.mark.parametrize("name", ["accuracy", "uses", "cost"])
+def test_long_names_and_many_methods_cut_no_words_off_a_picture(name: str, compared: dict[str, Any]):
+    good, _ = compared["data"]["methods"]
+    found = good["auc_within"] | {"chance": 0.3}
+    costs = {"runs": [{"flops": {"total": 5.6e13}}], "first_wrong_step": found}
+    label = "A method whose name is long, as it has its settings in it"
+    methods = [good | costs | {"name": f"m{index}", "label": f"{label} ({index})"} for index in range(20)]
+    methods[3] |= {"label": "demo", "runs": [{"flops": None}]}
+    figure = CHARTS[name](compared["data"] | {"methods": methods}, LIGHT)
+    assert figure is not None
+    figure.canvas.draw()
+    texts = {text.get_text(): text.get_window_extent() for text in figure.findobj(Text) if text.get_text()}
+    outside = [text for text, box in texts.items() if box.x0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1]
+    assert len(texts) > 20 and not outside
+    assert ("no cost known: demo" in texts) == (name == "cost")
 
 
 def test_only_common_problems_are_compared_and_that_is_said(folders: list[Path], tmp_path: Path):
