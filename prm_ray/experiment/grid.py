@@ -143,7 +143,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
     apply_overrides(common, overrides or [])
     settings = _over(read_settings(path.parent / file.base, "base config"), _allowed("common", common))
     where = Path(folder or file.dir or f"runs/{path.stem}").expanduser().absolute()
-    _check_groups(file)
+    headings = _headings(file)
     variants = [Variant(name=BASE, label="what all share", data_only=True), *file.variant]
     ordered = _in_order(variants)
     data_only = {variant.name for variant in variants if variant.data_only}
@@ -153,14 +153,17 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
             if variant.data_only == (seed is None):
                 named = {need: need if need in data_only else f"{need}-{seed}" for need in needs}
                 runs.append(_grid_run(variant, named, seed, settings, where))
-    return Experiment(path.stem, file.title or path.stem, where, {_UNGROUPED: "Variants"} | file.groups, runs)
+    return Experiment(path.stem, file.title or path.stem, where, headings, runs)
 
 
-def _check_groups(file: ExperimentFile) -> None:
+def _headings(file: ExperimentFile) -> dict[str, str]:
+    """Group -> heading. Raises `UserError` for a variant of a group that the file has no heading for, if it has any."""
     for variant in file.variant:
         if "group" in variant.model_fields_set and file.groups and variant.group not in file.groups:
             known = ", ".join(file.groups)
             raise UserError(f"variant {variant.name!r}: group {variant.group!r} must be one of [groups]: {known}")
+    is_used = any(variant.group == _UNGROUPED and not variant.data_only for variant in file.variant)
+    return ({_UNGROUPED: "Variants"} if is_used else {}) | file.groups
 
 
 def _grid_run(
