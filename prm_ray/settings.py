@@ -457,8 +457,9 @@ class RerankSection(Section):
 
 
 class EvaluateSection(Section):
-    aggregation: Aggregation = "sum"
-    """The aggregation of the headline; the report shows all."""
+    aggregation: Aggregation | None = None
+    """The aggregation of the headline and of the server; the report shows all. None = by what the reward says: `sum` of
+    log-ratios, `last` of a head trained on outcomes and of style `value_head`, `min` of the other heads and styles."""
     num_bootstrap: int = Field(2000, ge=100)
     """Resamples of problems behind each 95 % interval."""
 

@@ -88,15 +88,16 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
     """`section.key` -> value of all that says what the run is; folders of other runs without their seed.
 
     Settings that its reward or objective makes no use of are left out, and all of training where a published model
-    scores.
+    scores; the aggregation is the one that was used.
     """
     unused = _NOT_COMPARED | _unused(run)
-    return {
+    settings = {
         f"{section}.{key}": _without_seed(value, run)
         for section, values in run.config.items()
         for key, value in values.items()
         if f"{section}.{key}" not in unused and section not in _SECTIONS_NOT_COMPARED
     }
+    return settings | {"evaluate.aggregation": run.aggregation}
 
 
 def _unused(run: FinishedRun) -> set[str]:

@@ -98,7 +98,7 @@ def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
         "reference": reference,
         "with_reference": config.score.with_reference,
         "step_rule": config.reference.step_rule,
-        "aggregation": config.evaluate.aggregation,
+        "aggregation": config.aggregation,
         "prompt": config.prompt.model_dump(mode="json", exclude={"chat_template"}),
     }
     if section.reward == "label_token":
