@@ -175,7 +175,7 @@ def _top_parser() -> argparse.ArgumentParser:
 
 def _verb_parser(verb: str) -> argparse.ArgumentParser:
     example = "demo" if verb == "demo" else f"{verb} configs/debug.toml"
-    parser = Parser(f"prm-ray {verb}", _VERBS[verb].capitalize() + ".", f"example:\n  prm-ray {example} run.seed=1\n")
+    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), f"example:\n  prm-ray {example} run.seed=1\n")
     if verb == "demo":
         add_overrides(parser)
     else:
@@ -195,11 +195,15 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+
+
 def _experiment_parser(verb: str) -> argparse.ArgumentParser:
     example = "configs/experiments/objectives.toml"
     parser = Parser(
         f"prm-ray {verb}",
-        _VERBS[verb].capitalize() + ".\n\nFinished runs are skipped, so the same command goes on after a kill.",
+        _sentence(_VERBS[verb]) + "\n\nFinished runs are skipped, so the same command goes on after a kill.",
         f"examples:\n  prm-ray {verb} {example} --list\n  prm-ray {verb} {example} --only ce dpo\n"
         f"  prm-ray {verb} {example} problems.num_train=100 --dir runs/quick\n",
     )
@@ -222,7 +226,7 @@ def _experiment_parser(verb: str) -> argparse.ArgumentParser:
 def _compare_parser(verb: str) -> argparse.ArgumentParser:
     parser = Parser(
         f"prm-ray {verb}",
-        _VERBS[verb].capitalize() + ".\n\nRuns whose folders are called NAME-SEED are pooled by NAME; the first run's "
+        _sentence(_VERBS[verb]) + "\n\nRuns whose folders are called NAME-SEED are pooled by NAME; the first run's "
         "method is what the others are compared with.",
         f"example:\n  prm-ray {verb} runs/demo longer=runs/arithmetic --out comparison\n",
     )

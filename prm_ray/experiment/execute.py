@@ -119,7 +119,8 @@ def _describe(experiment: Experiment, run: GridRun) -> None:
     _write_if_new(folder / CONFIG_FILE, run.settings)
     variant = run.variant
     about = {"experiment": experiment.name, "name": variant.name, "label": variant.label or variant.name}
-    _write_if_new(folder / ABOUT_FILE, about | {"group": variant.group, "seed": run.seed})
+    about |= {"group": variant.group, "heading": experiment.groups.get(variant.group, variant.group)}
+    _write_if_new(folder / ABOUT_FILE, about | {"seed": run.seed})
 
 
 def _write_if_new(path: Path, value: object) -> None:

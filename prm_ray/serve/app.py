@@ -224,4 +224,4 @@ def build(config: RunConfig, checkpoint: str) -> serve.Application:
         max_constructor_retry_count=1,
     )(Ingress)
     limits = Limits(section.max_candidates, section.max_tokens)
-    return ingress.bind(scorer.bind(checkpoint, config), config.run.dir.name, config.evaluate.aggregation, limits)
+    return ingress.bind(scorer.bind(checkpoint, config), config.run.dir.name, config.aggregation, limits)

@@ -60,7 +60,7 @@ class RerankRequest(PromptedRequest):
         min_length=1, validation_alias=AliasChoices("documents", "responses", "texts")
     )
     aggregation: Aggregation | None = None
-    """How step rewards become the relevance score; none = the run's evaluate.aggregation."""
+    """How step rewards become the relevance score; none = the run's own, see evaluate.aggregation."""
     top_n: int | None = Field(None, ge=0)
     """Return only the best so many; none or 0 = all."""
     return_documents: bool = True

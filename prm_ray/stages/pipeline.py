@@ -21,7 +21,7 @@ from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
-from prm_ray.tables import FOLDERS, StageFolder
+from prm_ray.tables import FOLDERS, StageFolder, in_words
 
 _WITHOUT_RAY = ("rerank", "evaluate")
 _OURS_IN_TRACEBACK = re.compile(r"^\s*prm_ray\.errors\.(UserError|NonFiniteLossError): (.+)$", re.MULTILINE)
@@ -212,6 +212,6 @@ def _manifest(stage: str, identity: dict[str, Any], result: StageResult, seconds
 
 
 def _log_result(stage: str, result: StageResult, seconds: float) -> None:
-    failed = ", ".join(f"{count} {reason}" for reason, count in sorted(result.failed.items())) or "none"
+    failed = in_words(dict(sorted(result.failed.items())))
     rows = f"{result.rows_in} rows in, {result.rows_out} rows out"
     log.info("%-9s done in %.1f s: %s, failed: %s", stage, seconds, rows, failed)

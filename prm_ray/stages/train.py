@@ -33,7 +33,7 @@ from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
 from prm_ray.stages.lengths import length_figures
 from prm_ray.stages.result import StageResult
-from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows
+from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, sentence
 from prm_ray.stages.trainingsets import (
     check_labels,
     held_out_measure,
@@ -63,7 +63,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     policy, reference = _start(config), reference_model_path(config)
     selection = selected_responses(config)
     table, selected = selection.table, describe(config, selection)
-    log.info("train: %s", selected)
+    log.info("train: %s", sentence(selected))
     lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
     data = training_data(config, table)
     check_labels(data, config)
@@ -104,7 +104,7 @@ def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
         "with_reference": config.score.with_reference,
         "trained_with_reference": section.with_reference,
         "step_rule": config.reference.step_rule,
-        "aggregation": config.evaluate.aggregation,
+        "aggregation": config.aggregation,
         "prompt": config.prompt.model_dump(mode="json", exclude={"chat_template"}),
     }
     if section.reward == "label_token":
