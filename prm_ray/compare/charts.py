@@ -38,7 +38,7 @@ def uses_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     ]
     chances = [method["first_wrong_step"]["chance"] for method in data["methods"] if method["first_wrong_step"]]
     if chances:
-        title = "% of wrong responses with the lowest step the first wrong"
+        title = "% of wrong responses whose lowest step is the first wrong one"
         panels.append(Panel(title, lambda method: method["first_wrong_step"], {"random step": chances[0]}))
     return draw_rows(data, ink, "What else the rewards are good for: votes, order, wrong steps", panels)
 
