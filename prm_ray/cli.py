@@ -132,6 +132,8 @@ def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
     """The first stage to redo. A plain `--fresh` means this verb's own stage, or all stages for `run` and `demo`."""
     if fresh == _ALL:
         return verb if verb in _WITH_FOLDER else config.stages()[0]
+    if fresh is not None and verb in _WITH_FOLDER and fresh != verb:
+        raise UserError(f"--fresh {fresh}: {verb} redoes its own stage only; prm-ray run redoes from {fresh} on")
     return fresh
 
 
@@ -173,7 +175,7 @@ def _top_parser() -> argparse.ArgumentParser:
 
 def _verb_parser(verb: str) -> argparse.ArgumentParser:
     example = "demo" if verb == "demo" else f"{verb} configs/debug.toml"
-    parser = Parser(f"prm-ray {verb}", _VERBS[verb].capitalize() + ".", f"example:\n  prm-ray {example} run.seed=1\n")
+    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), f"example:\n  prm-ray {example} run.seed=1\n")
     if verb == "demo":
         add_overrides(parser)
     else:
@@ -193,11 +195,15 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+
+
 def _experiment_parser(verb: str) -> argparse.ArgumentParser:
     example = "configs/experiments/objectives.toml"
     parser = Parser(
         f"prm-ray {verb}",
-        _VERBS[verb].capitalize() + ".\n\nFinished runs are skipped, so the same command goes on after a kill.",
+        _sentence(_VERBS[verb]) + "\n\nFinished runs are skipped, so the same command goes on after a kill.",
         f"examples:\n  prm-ray {verb} {example} --list\n  prm-ray {verb} {example} --only ce dpo\n"
         f"  prm-ray {verb} {example} problems.num_train=100 --dir runs/quick\n",
     )
@@ -220,7 +226,7 @@ def _experiment_parser(verb: str) -> argparse.ArgumentParser:
 def _compare_parser(verb: str) -> argparse.ArgumentParser:
     parser = Parser(
         f"prm-ray {verb}",
-        _VERBS[verb].capitalize() + ".\n\nRuns whose folders are called NAME-SEED are pooled by NAME; the first run's "
+        _sentence(_VERBS[verb]) + "\n\nRuns whose folders are called NAME-SEED are pooled by NAME; the first run's "
         "method is what the others are compared with.",
         f"example:\n  prm-ray {verb} runs/demo longer=runs/arithmetic --out comparison\n",
     )

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from prm_ray.errors import UserError
 from prm_ray.settings import (
+    Aggregation,
     ArithmeticSection,
     EvaluateSection,
     GenerateSection,
@@ -101,8 +102,9 @@ class RunConfig(Section):
     def _sections_agree(self) -> RunConfig:
         if self.arithmetic.min_operations > self.arithmetic.max_operations:
             raise ValueError("arithmetic.min_operations must not exceed arithmetic.max_operations")
-        if self.evaluate.aggregation not in self.rerank.aggregations:
-            raise ValueError(f"evaluate.aggregation {self.evaluate.aggregation!r} must be one of rerank.aggregations")
+        if self.aggregation not in self.rerank.aggregations:
+            default = "" if self.evaluate.aggregation else f", the default of reward {self.reward},"
+            raise ValueError(f"evaluate.aggregation {self.aggregation!r}{default} must be one of rerank.aggregations")
         if self.run.dir.resolve() in [path.resolve() for path in self.select.mix]:
             raise ValueError(f"select.mix names {str(self.run.dir)!r}, which is this run's own folder (run.dir)")
         if self.train.objective == "kto" and not self.reference.mismatched:
@@ -153,6 +155,17 @@ class RunConfig(Section):
         return self.score.style or self.train.reward
 
     @property
+    def aggregation(self) -> Aggregation:
+        """`evaluate.aggregation`, or by what the reward says: log-ratios add up, a head that learnt from outcomes means
+        the whole response at its last step, and one that learnt from steps means each, so that the worst one counts."""
+        if self.evaluate.aggregation is not None:
+            return self.evaluate.aggregation
+        if self.reward == "log_ratio":
+            return "sum"
+        of_steps = self.train.objective.startswith("step_") if self.score.style is None else self.reward != "value_head"
+        return "min" if of_steps else "last"
+
+    @property
     def train_seed(self) -> int:
         return self.run.seed if self.train.seed is None else self.train.seed
 
@@ -188,6 +201,8 @@ class RunConfig(Section):
         for name in _IDENTITY[stage]:
             section = self.section(name).model_dump(mode="json")
             values |= {f"{name}.{key}": value for key, value in section.items() if key not in _RESOURCES}
+        if "evaluate.aggregation" in values:
+            values["evaluate.aggregation"] = self.aggregation
         return values
 
     def resources(self, stage: str) -> dict[str, Any]:
@@ -232,7 +247,7 @@ def validation_message(error: ValidationError) -> str:
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
-    """Put the values of `section.key=value` words into `data`."""
+    """Put the values of `section.key=value` words into `data`; `section.key=` takes the file's value out."""
     for override in overrides:
         _apply_override(data, override)
 
@@ -242,6 +257,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not match:
         raise UserError(f"override {override!r} must have the form section.key=value")
     section, key, text = match.groups()
+    if not text:
+        if isinstance(table := data.get(section), dict):
+            table.pop(key, None)
+        return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -88,7 +88,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode, on `device` (none = the GPU this process may use, else the CPU).
 
-    An adapter folder gives its base model with the adapter over it: a `peft.PeftModel`, used in the same way.
+    An adapter folder gives its base model with the adapter over it: a `peft.PeftModel`, used in the same way. Raises
+    `UserError` for what does not load, or lacks weights: those would be random, as the output layer of a value head's.
     """
     import torch
     from safetensors import SafetensorError
@@ -100,15 +101,18 @@ def load_model(
         folder = resolve_model(name)
         return load_adapter(load_model(base, dtype, trust_remote_code, device), folder).eval()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model {name!r} does not load: {first_line(error)}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(f"model {name!r} is no whole language model: its files lack {missing[0]!r}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()

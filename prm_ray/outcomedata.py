@@ -163,6 +163,11 @@ class OutcomeData:
             for row in rows
         ]
 
+    def num_mismatched_tokens(self) -> int:
+        """Of one pass over all of them, prompts included."""
+        found = ((item, self.mismatched(item)) for item in range(len(self.sizes)))
+        return sum(len(self.prompt(item)) + sum(len(tokens) for tokens, _ in each) for item, each in found if each)
+
     def branches(self, items: Sequence[int], batch: PackedBatch, logprobs_R: Tensor) -> Branches:
         """The responses of a batch packed from `groups(items)`, and what was read at their tokens."""
         rows = self.rows_of(items, batch)

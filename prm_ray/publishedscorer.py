@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prm_ray.core.forward import Reading, response_values
 from prm_ray.core.heads import LabelTokens, score_head
@@ -107,6 +107,8 @@ class PublishedScorer:
         """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
         if not isinstance(problem, str):
             raise UserError(f"problem {problem!r} must be a text: a published model has a prompt of its own")
+        if isinstance(responses, str):
+            raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
         cuts = [split_steps(each, self.step_rule) if isinstance(each, str) else _closed(each) for each in responses]
         return Asked(cuts, [self.questions(problem, steps) for steps in cuts])
 
@@ -155,6 +157,8 @@ def load_format(
     folder: str | Path, style: PublishedStyle, chat_template: Path | None = None
 ) -> tuple[PreTrainedTokenizerFast, Format]:
     """A model's tokenizer and the format in which it is asked. Raises `UserError` if the tokenizer lacks its words."""
+    if style not in (known := get_args(PublishedStyle)):
+        raise UserError(f"style {style!r} must be one of {', '.join(known)}")
     path = resolve_model(str(folder))
     tokenizer = load_tokenizer(path, chat_template, needs_chat=style != "math_shepherd")
     if style == "value_head":

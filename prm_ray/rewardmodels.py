@@ -62,6 +62,8 @@ def load_with_value_head(
         trust_remote_code=trust_remote_code,
         key_mapping={"^regression_head": "score"},  # as UltraRM and Eurus-RM are published
     )
+    if lacking := [key for key in missing if not key.startswith("score.")]:
+        raise UserError(f"model {name!r} is no whole model: its files lack {lacking[0]!r}")
     if missing:
         if seed is None:
             raise UserError(f"model {name!r} has no value head: its files lack {missing[0]!r}")

@@ -18,7 +18,7 @@ Aggregation = Literal["sum", "mean", "min", "last", "product", "normalized", "pr
 class Section(BaseModel):
     """A frozen TOML table that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -323,19 +323,20 @@ _OBJECTIVES = {
     "value_head": ("ce", "bradley_terry", "step_ce"),
     "label_token": ("ce", "step_ce"),
 }
-_OF_OBJECTIVES: dict[str, tuple[str, ...]] = {
+OF_OBJECTIVES: dict[str, tuple[str, ...]] = {
     "max_pairs": ("dpo", "nca", "bradley_terry"),
     "margin": ("prefix_ce",),
     "token_weights": ("prefix_ce",),
     "zeta": ("step_ranking",),
     "step_labels": ("step_ce", "step_squared_error"),
 }
-_OF_REWARDS: dict[str, tuple[str, ...]] = {
+OF_REWARDS: dict[str, tuple[str, ...]] = {
     "beta": ("log_ratio",),
     "with_reference": ("log_ratio",),
     "label_tokens": ("label_token",),
     "head_lr": ("value_head",),
 }
+"""Keys of [train] -> the rewards they are for; `OF_OBJECTIVES` the same for objectives."""
 
 
 class TrainSection(FitSection):
@@ -392,9 +393,9 @@ class TrainSection(FitSection):
             raise ValueError(
                 f"objective {self.objective!r} is not for reward {self.reward}: it must be one of {fitting}"
             )
-        for key, those in (_OF_OBJECTIVES | _OF_REWARDS).items():
-            what = "objective" if key in _OF_OBJECTIVES else "reward"
-            chosen = self.objective if key in _OF_OBJECTIVES else self.reward
+        for key, those in (OF_OBJECTIVES | OF_REWARDS).items():
+            what = "objective" if key in OF_OBJECTIVES else "reward"
+            chosen = self.objective if key in OF_OBJECTIVES else self.reward
             if getattr(self, key) != type(self).model_fields[key].default and chosen not in those:
                 raise ValueError(f"{key} is for {what} {' or '.join(those)}, not {chosen}")
         return self
@@ -456,8 +457,9 @@ class RerankSection(Section):
 
 
 class EvaluateSection(Section):
-    aggregation: Aggregation = "sum"
-    """The aggregation of the headline; the report shows all."""
+    aggregation: Aggregation | None = None
+    """The aggregation of the headline and of the server; the report shows all. None = by what the reward says: `sum` of
+    log-ratios, `last` of a head trained on outcomes and of style `value_head`, `min` of the other heads and styles."""
     num_bootstrap: int = Field(2000, ge=100)
     """Resamples of problems behind each 95 % interval."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -268,3 +268,8 @@ def count_failures(rows: Iterable[dict[str, Any]], column: str) -> dict[str, int
             key = reason.split(":", 1)[0]
             counts[key] = counts.get(key, 0) + 1
     return counts
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """`2 prompt too long, 1 timeout`, of rows by reason; `none` of none."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in counts.items()) or "none"

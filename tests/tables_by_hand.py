@@ -31,13 +31,13 @@ def tiny_config(run_dir: Path, model: str, /, **sections: dict[str, Any]) -> Run
     return RunConfig.model_validate(base)
 
 
-def mark_done(config: RunConfig, stages: Sequence[str], at: str = "noon") -> None:
-    """Leave each stage's folder as a finished stage does, without anything in it."""
-    before = None
+def mark_done(config: RunConfig, stages: Sequence[str], at: str = "noon", after: str | None = None) -> None:
+    """Leave each stage's folder as a finished stage does, without anything in it; the first builds on `after`."""
+    before = after
     for stage in stages:
         folder = StageFolder(config.run.dir, stage)
         folder.begin(config.identity(stage) | ({f"{before}.finished_at": at} if before else {}))
-        folder.finish({"stage": stage, "finished_at": at})
+        folder.finish({"stage": stage, "finished_at": at, "seconds": 1.0})
         before = stage
 
 

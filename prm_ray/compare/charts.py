@@ -8,7 +8,7 @@ from collections.abc import Callable
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from prm_ray.compare.ink import Ink, end_labels, group_colors, new_axes, numbered_dots
+from prm_ray.compare.ink import Ink, end_labels, new_axes
 from prm_ray.compare.rows import Panel, draw_rows
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ def accuracy_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
         if way in data["untrained"]
     }
     title = f"% of {data['num_problems']} problems answered right, best of {n} by the reward"
-    return draw_rows(data, ink, [Panel(title, lambda method: method["accuracy"][n], lines)])
+    return draw_rows(data, ink, title, [Panel("", lambda method: method["accuracy"][n], lines)])
 
 
 def uses_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     """Gain of weighted votes, order within a problem, first wrong steps: a panel each."""
     panels = [
-        Panel("points added to a\nmajority vote", lambda method: method["vote_gain"], {"no gain": 0.0}),
-        Panel("% of right-wrong pairs\nin the right order", lambda method: method["auc_within"], {"coin toss": 0.5}),
+        Panel("points over a majority vote", lambda method: method["vote_gain"], {"no gain": 0.0}),
+        Panel("% of right-wrong pairs in the right order", lambda method: method["auc_within"], {"coin toss": 0.5}),
     ]
     chances = [method["first_wrong_step"]["chance"] for method in data["methods"] if method["first_wrong_step"]]
     if chances:
-        title = "% of wrong responses with\nthe lowest step the first wrong"
+        title = "% of wrong responses whose lowest step is the first wrong one"
         panels.append(Panel(title, lambda method: method["first_wrong_step"], {"random step": chances[0]}))
-    return draw_rows(data, ink, panels)
+    return draw_rows(data, ink, "What else the rewards are good for: votes, order, wrong steps", panels)
 
 
 def candidates_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
@@ -48,7 +48,7 @@ def candidates_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     sizes = data["sizes"]
     if len(sizes) < 2:
         return None
-    axes = new_axes(ink, 9.6, 4.6)
+    axes = new_axes(ink, 9.6, 4.8, f"% of {data['num_problems']} problems answered right, by number of candidates")
     labels: list[tuple[float, float, str, str]] = []
     shown = [method for method in data["methods"] if method["name"] in data["shown"]]
     for method, color in zip(shown, ink.series, strict=False):
@@ -69,23 +69,28 @@ def candidates_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
 
 
 def cost_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
-    """Accuracy against the operations it took, a dot a method."""
-    n, colors, dots = str(data["sizes"][-1]), group_colors(data, ink), []
-    for method in data["methods"]:
-        if flops := [run["flops"]["total"] for run in method["runs"] if run["flops"]]:
-            dots.append((sum(flops) / len(flops), method["accuracy"][n], method["label"], colors[method["group"]]))
-    if not dots:
+    """Accuracy beside the operations it took, a row a method; those without a known cost are named below."""
+    n = str(data["sizes"][-1])
+    if all(cost_of(method) is None for method in data["methods"]):
         return None
-    axes = new_axes(ink, 9.6, max(4.6, 0.21 * len(dots) + 0.8))
-    for x, point, _, color in dots:
-        axes.plot([x, x], [100 * point["low"], 100 * point["high"]], color=color, alpha=0.3, linewidth=1.5)
-    axes.set_xscale("log")
-    axes.margins(x=0.08)
-    axes.set_xlabel("floating-point operations to make it (sampling and labelling training responses, training)")
-    axes.set_ylabel(f"% of problems answered right, best of {n}")
-    axes.autoscale_view()
-    numbered_dots(axes, [(x, 100 * point["value"], label, color) for x, point, label, color in dots])
-    return axes.figure
+    majority = {"majority vote": data["untrained"]["majority"]["accuracy"][n]["value"]}
+    panels = [
+        Panel(f"% right, best of {n}", lambda method: method["accuracy"][n], majority),
+        Panel("operations: sampling and labelling training responses, training", cost_of, is_count=True),
+    ]
+    unknown = without_cost(data)
+    note = f"no cost known: {', '.join(unknown)}" if unknown else ""
+    return draw_rows(data, ink, "What each method reaches, and the floating-point operations to make it", panels, note)
+
+
+def cost_of(method: dict[str, Any]) -> dict[str, Any] | None:
+    """Operations to make it, the mean over the seeds whose runs tell; None = none does."""
+    flops = [run["flops"]["total"] for run in method["runs"] if run["flops"]]
+    return {"value": sum(flops) / len(flops), "low": None, "high": None, "by_seed": []} if flops else None
+
+
+def without_cost(data: dict[str, Any]) -> list[str]:
+    return [method["label"] for method in data["methods"] if cost_of(method) is None]
 
 
 def scaling_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
@@ -94,7 +99,8 @@ def scaling_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     if not curves:
         return None
     methods = {method["name"]: method for method in data["methods"]}
-    all_axes = new_axes(ink, 9.6, 3.8, columns=len(curves))
+    title = f"% of {data['num_problems']} problems answered right, best of {n}, by amount of training data"
+    all_axes = new_axes(ink, 9.6, 4.0, title, columns=len(curves))
     for axes, curve, color in zip(all_axes, curves, ink.series, strict=False):
         amounts = [amount for amount, _ in curve["points"]]
         points = [methods[name]["accuracy"][n] for _, name in curve["points"]]
@@ -112,7 +118,8 @@ def scaling_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
 def length_chart(data: dict[str, Any], ink: Ink) -> Figure | None:
     """Mean standardised reward against length for right and for wrong responses, a panel a method shown."""
     shown = [method for method in data["methods"] if method["name"] in data["shown"]]
-    all_axes = new_axes(ink, 9.6, 3.4, columns=len(shown))
+    title = "Reward by length of the response, for right and for wrong responses"
+    all_axes = new_axes(ink, 9.6, 3.7, title, columns=len(shown), sharex=True)
     for axes, method in zip(all_axes, shown, strict=True):
         for kind, color in (("right", ink.good), ("wrong", ink.bad)):
             bins = method["length"][kind]["bins"]

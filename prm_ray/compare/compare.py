@@ -18,12 +18,16 @@ from prm_ray.tables import write_json
 
 def compare_words(words: Sequence[str], out: str, shown: Sequence[str] = ()) -> Path:
     """What the command line asks for: each word is a run's folder, or NAME=FOLDER."""
-    named = [(Path(word.partition("=")[2]), word.partition("=")[0]) if _has_name(word) else word for word in words]
-    return compare_runs(named, Path(out), shown=shown)
+    return compare_runs([_named(word) for word in words], Path(out), shown=shown)
 
 
-def _has_name(word: str) -> bool:
-    return "=" in word and not Path(word).is_dir()
+def _named(word: str) -> str | tuple[Path, str]:
+    if "=" not in word or Path(word).is_dir():
+        return word
+    name, _, folder = word.partition("=")
+    if not name.strip() or not folder.strip():
+        raise UserError(f"{word!r} must be a run's folder or NAME=FOLDER, with a name and a folder")
+    return Path(folder), name
 
 
 def compare_runs(
@@ -39,15 +43,17 @@ def compare_runs(
 
     The first one's method is what the others are compared with. `groups`: group -> heading. `shown`: names of the
     methods that lines and examples are of. Raises `UserError` for runs that are not finished, do not belong together
-    or have no problem in common.
+    or have no problem in common, and if `out` cannot be a folder.
     """
+    _check_can_be_folder(out)
     runs = _read([each if isinstance(each, tuple) else (each, None) for each in folders])
     comparison = compare_methods(runs, list(notes))
     names = [method.name for method in comparison.methods]
     if unknown := [name for name in shown if name not in names]:
         raise UserError(f"--show {unknown[0]!r} must be one of {', '.join(names)}")
     chosen = shown_methods(comparison, list(shown))
-    data = {"title": title, "headline": "", "groups": dict(groups or {}), "shown": [method.name for method in chosen]}
+    headings = {run.group: run.heading for run in runs} | dict(groups or {})
+    data = {"title": title, "headline": "", "groups": headings, "shown": [method.name for method in chosen]}
     data |= comparison_figures(comparison) | {"scaling": scaling_curves(comparison.methods)}
     data["headline"] = headline(data)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,6 +62,12 @@ def compare_runs(
     page = out / "comparison.html"
     write_comparison_page(data, write_pictures(data, out), examples(comparison, chosen), page)
     return page
+
+
+def _check_can_be_folder(out: Path) -> None:
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {str(out)!r} must be a folder to write to, but {str(there)!r} is a file")
 
 
 def _read(folders: Sequence[tuple[Path | str, str | None]]) -> list[FinishedRun]:

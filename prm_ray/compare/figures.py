@@ -98,7 +98,7 @@ def _method_figures(method: Method, comparison: Comparison, resamples: Resamples
         "seeds": [run.seed for run in method.runs],
         "runs": [_run_figures(run) for run in method.runs],
         "aggregation": method.aggregation,
-        "reward_kind": "log_ratio" if method.runs[0].report["with_reference"] else "log_prob",
+        "reward_kind": _kind_of_reward(method),
         "settings": {key: now for key, (_, now) in differences(first.settings, method.settings).items()},
         "accuracy": {str(n): resamples.mean(accuracy_SP(headline, n)) for n in comparison.sizes},
         "against_first": resamples.mean(ours_SP - theirs_SP.mean(axis=0)),
@@ -113,9 +113,16 @@ def _method_figures(method: Method, comparison: Comparison, resamples: Resamples
     }
 
 
+def _kind_of_reward(method: Method) -> str:
+    """`log_ratio`, `log_prob` where it is taken without the reference, or the head or published style that gives it."""
+    run = method.runs[0]
+    return run.reward if run.reward != "log_ratio" or run.report["with_reference"] else "log_prob"
+
+
 def _by_kind_of_reward(method: Method, comparison: Comparison, resamples: Resamples) -> dict[str, Any]:
     """Best-of-N by the log-ratio to the reference and by the log-prob alone, where picks/ has both."""
-    own, other = ("log_ratio", "log_prob") if method.runs[0].report["with_reference"] else ("log_prob", "log_ratio")
+    own = _kind_of_reward(method)
+    other = "log_prob" if own == "log_ratio" else "log_ratio"
     counterpart = "prm_without_reference" if own == "log_ratio" else "prm_with_reference"
     ways = {own: f"prm_{method.aggregation}", other: f"{counterpart}_{method.aggregation}"}
     n = comparison.sizes[-1]

@@ -35,19 +35,23 @@ DARK = Ink(
     ("#6ea0ff", "#fbbf24", "#2dd4bf", "#e879f9", "#f87171", "#a3e635", "#22d3ee", "#a78bfa"),
 )
 _LABEL: dict[str, Any] = {"fontsize": 9.0, "va": "center", "annotation_clip": False}
-_SAME_COLUMN = 0.03
-"""Dots nearer than this, in widths of the axes, have their numbers moved apart."""
 
 
-def new_axes(ink: Ink, width: float, height: float, columns: int | None = None) -> Any:
-    """Axes of a new figure of so many inches; a list of them that share their y axis if `columns` is given."""
+def new_axes(
+    ink: Ink, width: float, height: float, title: str, columns: int | None = None, sharex: bool = False
+) -> Any:
+    """Axes of a new figure of so many inches; a list of them that share their y axis if `columns` is given.
+
+    The title says what the picture shows when it is seen alone.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, facecolor=ink.page)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(1, columns or 1, sharey=True, squeeze=False)[0]
+    figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=ink.text)
+    grid = figure.subplots(1, columns or 1, sharex=sharex, sharey=True, squeeze=False)[0]
     for axes in grid:
         axes.set_facecolor(ink.page)
         axes.grid(color=ink.line, linewidth=0.8)
@@ -68,24 +72,6 @@ def end_labels(axes: Any, labels: list[tuple[float, float, str, str]]) -> None:
     for (x, y, name, color), place in zip(labels, places, strict=True):
         there = {"xytext": (1.04, place), "textcoords": "axes fraction", "arrowprops": line | {"color": color}}
         axes.annotate(name, (x, y), color=color, **there, **_LABEL)
-
-
-def numbered_dots(axes: Any, dots: list[tuple[float, float, str, str]]) -> None:
-    """Dots at (x, y, name, colour) on axes whose limits are set, with a number each; the names stand at the right."""
-    gap = _label_height(axes)
-    low, high = axes.get_ylim()
-    by_column: dict[int, list[int]] = {}
-    for index, (x, y, name, color) in enumerate(dots):
-        axes.plot(x, y, "o", color=color, markersize=6)
-        place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
-        by_column.setdefault(round(place / _SAME_COLUMN), []).append(index)
-        key = (1.03, 1 - gap * (index + 0.5))
-        axes.annotate(f"{index + 1}  {name}", key, xycoords="axes fraction", color=color, **_LABEL)
-    for indices in by_column.values():
-        places = spread([(dots[index][1] - low) / (high - low) for index in indices], gap, 1.0)
-        for index, place in zip(indices, places, strict=True):
-            beside, offset = (dots[index][0], low + place * (high - low)), {"textcoords": "offset points"}
-            axes.annotate(str(index + 1), beside, (6, 0), color=dots[index][3], **offset, **_LABEL)
 
 
 def _label_height(axes: Any) -> float:

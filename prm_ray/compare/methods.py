@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from prm_ray.compare.runs import FinishedRun
 from prm_ray.errors import UserError
+from prm_ray.settings import OF_OBJECTIVES, OF_REWARDS
 
 _NOT_COMPARED = {"run.dir", "run.seed", "run.num_cpus", "train.seed"}
 _SECTIONS_NOT_COMPARED = {"serve"}
+_OF_TRAINING = ("select", "step_label", "train")
+_OF_LOG_RATIOS = ("with_reference", "beta_schedule")
+"""Keys of [score] that heads and published models have no use for."""
 PASS_AT_1 = "pass@1"
 
 
@@ -81,13 +85,29 @@ def compare_methods(runs: list[FinishedRun], notes: list[str]) -> Comparison:
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """`section.key` -> value of all that says what the run is; folders of other runs without their seed."""
-    return {
+    """`section.key` -> value of all that says what the run is; folders of other runs without their seed.
+
+    Settings that its reward or objective makes no use of are left out, and all of training where a published model
+    scores; the aggregation is the one that was used.
+    """
+    unused = _NOT_COMPARED | _unused(run)
+    settings = {
         f"{section}.{key}": _without_seed(value, run)
         for section, values in run.config.items()
         for key, value in values.items()
-        if f"{section}.{key}" not in _NOT_COMPARED and section not in _SECTIONS_NOT_COMPARED
+        if f"{section}.{key}" not in unused and section not in _SECTIONS_NOT_COMPARED
     }
+    return settings | {"evaluate.aggregation": run.aggregation}
+
+
+def _unused(run: FinishedRun) -> set[str]:
+    if run.config["score"].get("model") is not None:
+        unused = {f"{section}.{key}" for section in _OF_TRAINING for key in run.config.get(section, {})}
+        return unused | {f"score.{key}" for key in _OF_LOG_RATIOS}
+    unused = {f"score.{key}" for key in _OF_LOG_RATIOS if run.reward != "log_ratio"}
+    unused |= {f"train.{key}" for key, rewards in OF_REWARDS.items() if run.reward not in rewards}
+    objective = run.config["train"].get("objective", "ce")
+    return unused | {f"train.{key}" for key, those in OF_OBJECTIVES.items() if objective not in those}
 
 
 def _without_seed(value: Any, run: FinishedRun) -> Any:

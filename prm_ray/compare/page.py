@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prm_ray.compare.charts import CHARTS
+from prm_ray.compare.charts import CHARTS, without_cost
 from prm_ray.compare.ink import DARK, LIGHT, as_svg
-from prm_ray.stages.report import bracket, page_template, percent
+from prm_ray.stages.report import bracket, page_template, percent, signed
 
 TEMPLATE = Path(__file__).parent / "comparison.html.jinja"
 
@@ -63,7 +63,8 @@ def write_comparison_page(
     """comparison.html: one file, nothing loaded from elsewhere, everything escaped."""
     template = page_template(TEMPLATE)
     template.environment.filters |= {"seeds": spread_of_seeds}
-    page = template.render(data=data, pictures=pictures, examples=examples, groups=list(grouped(data)))
+    shown = {"data": data, "pictures": pictures, "examples": examples}
+    page = template.render(**shown, groups=list(grouped(data)), without_cost=without_cost(data))
     path.write_text(page, encoding="utf-8")
 
 
@@ -86,7 +87,10 @@ def markdown_table(data: dict[str, Any]) -> str:
         lines += [_line([f"**{heading}**", *[""] * (len(head) - 1)])] if heading else []
         for method in methods:
             cells = [_cell(method["accuracy"][n]) for n in sizes]
-            cells += [_points(method["against_first"]), _points(method["against_majority"])]
+            cells += [
+                _points(method["against_first"]) if method["name"] != data["methods"][0]["name"] else "\N{EN DASH}"
+            ]
+            cells += [_points(method["against_majority"])]
             cells += [_cell(method["vote"][largest]), _cell(method["auc_within"]), _cell(method["first_wrong_step"])]
             lines.append(_line([method["label"], *cells]))
     for row in data["untrained"].values():
@@ -107,5 +111,4 @@ def _cell(figures: dict[str, Any] | None) -> str:
 
 
 def _points(figures: dict[str, Any]) -> str:
-    value, low, high = (100 * figures[key] for key in ("value", "low", "high"))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{signed(100 * figures['value'])} {bracket(figures, '+')}"

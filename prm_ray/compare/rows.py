@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.compare.ink import Ink, group_colors, new_axes
@@ -11,8 +13,11 @@ from prm_ray.compare.ink import Ink, group_colors, new_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROW, _MARGIN = 0.27, 1.15
-"""Inches of a row, and of axes and title together."""
+_WIDTH, _ROW, _LINE, _LETTER, _MARGIN = 9.6, 0.27, 0.17, 0.075, 1.2
+"""Inches of a picture across, of a row, of a line of text and (at most, on average) a letter of it, and of axes and
+title together."""
+_NAME_LETTERS = 46
+"""Longer names of methods take a second line."""
 _DASHES: tuple[Any, ...] = ("--", ":", "-.")
 
 
@@ -20,31 +25,51 @@ _DASHES: tuple[Any, ...] = ("--", ":", "-.")
 class Panel:
     title: str
     figure_of: Callable[[dict[str, Any]], dict[str, Any] | None]
-    """A method's value, low, high and by_seed, as shares; None = it has none."""
+    """A method's value, low, high and by_seed, as shares or counts; None = it has none."""
     lines: dict[str, float] = field(default_factory=dict)
     """Name -> share to compare with."""
+    is_count: bool = False
+    """Counts of any size, on a logarithmic axis with the number beside each; else shares, in percent."""
 
 
-def draw_rows(data: dict[str, Any], ink: Ink, panels: list[Panel]) -> Figure:
+def draw_rows(data: dict[str, Any], ink: Ink, title: str, panels: list[Panel], note: str = "") -> Figure:
+    """`note` stands below the panels."""
     rows = _rows(data)
-    all_axes = new_axes(ink, 9.6, _ROW * len(rows) + _MARGIN, columns=len(panels))
-    colors = group_colors(data, ink)
-    for axes, panel in zip(all_axes, panels, strict=True):
-        axes.grid(axis="y", visible=False)
-        for place, method in enumerate(rows):
-            figures = None if isinstance(method, str) else panel.figure_of(method)
-            if figures and not isinstance(method, str) and figures["value"] is not None:
-                _dot(axes, place, figures, colors[method["group"]])
-        for (name, share), dashes in zip(panel.lines.items(), _DASHES, strict=False):
-            axes.axvline(100 * share, color=ink.soft, linestyle=dashes, linewidth=1.2, label=name, zorder=1)
-        axes.set_title(panel.title, fontsize=9.5, color=ink.soft, loc="left")
-        if len(panels) > 1:
+    names = [wrap(row if isinstance(row, str) else row["label"], _NAME_LETTERS) for row in rows]
+    longest = max(len(line) for name in names for line in name)
+    letters = int((_WIDTH - _LETTER * longest) / len(panels) / _LETTER) - 3
+    titles = [wrap(panel.title, letters) for panel in panels]
+    height = len(rows) * max(_ROW, _LINE * max(map(len, names))) + _MARGIN + _LINE * max(map(len, titles))
+    notes = wrap(note, int(_WIDTH / _LETTER))
+    all_axes = new_axes(ink, _WIDTH, height + _LINE * len(notes), title, columns=len(panels))
+    for axes, panel, lines in zip(all_axes, panels, titles, strict=True):
+        _draw_panel(axes, panel, rows, ink, group_colors(data, ink))
+        axes.set_title("\n".join(lines), fontsize=9.5, color=ink.soft, loc="left")
+        if len(panels) > 1 and panel.lines:
             axes.set_xlabel(f"dashed: {', '.join(panel.lines)}")
     figure = all_axes[0].figure
     if len(panels) == 1:
         figure.legend(loc="outside lower center", ncol=3, frameon=False, labelcolor=ink.soft, fontsize=9)
-    _name_rows(all_axes[0], rows, ink)
+    if note:
+        figure.supxlabel("\n".join(notes), x=0.012, ha="left", fontsize=9.5, color=ink.soft)
+    _name_rows(all_axes[0], rows, ["\n".join(name) for name in names], ink)
     return figure
+
+
+def _draw_panel(axes: Any, panel: Panel, rows: list[dict[str, Any] | str], ink: Ink, colors: dict[str, str]) -> None:
+    axes.grid(axis="y", visible=False)
+    found = []
+    for place, method in enumerate(rows):
+        figures = None if isinstance(method, str) else panel.figure_of(method)
+        if figures and not isinstance(method, str) and figures["value"] is not None:
+            found.append(figures["value"])
+            _dot(axes, place, figures, colors[method["group"]], panel.is_count)
+    for (name, share), dashes in zip(panel.lines.items(), _DASHES, strict=False):
+        axes.axvline(100 * share, color=ink.soft, linestyle=dashes, linewidth=1.2, label=name, zorder=1)
+    if panel.is_count:
+        axes.set_xscale("log")
+        low = math.floor(math.log10(min(found)))
+        axes.set_xlim(10.0**low, 10.0 ** max(low + 1, math.ceil(math.log10(max(found)))))
 
 
 def _rows(data: dict[str, Any]) -> list[dict[str, Any] | str]:
@@ -57,18 +82,24 @@ def _rows(data: dict[str, Any]) -> list[dict[str, Any] | str]:
     return rows
 
 
-def _dot(axes: Any, place: int, figures: dict[str, Any], color: str) -> None:
+def _dot(axes: Any, place: int, figures: dict[str, Any], color: str, is_count: bool) -> None:
+    unit = 1 if is_count else 100
     if figures["low"] is not None and figures["high"] is not None:
-        axes.plot([100 * figures["low"], 100 * figures["high"]], [place, place], color=color, linewidth=2, alpha=0.45)
-    seeds = [100 * value for value in figures["by_seed"] if value is not None]
+        ends = [unit * figures["low"], unit * figures["high"]]
+        axes.plot(ends, [place, place], color=color, linewidth=2, alpha=0.45)
+    seeds = [unit * value for value in figures["by_seed"] if value is not None]
     if len(seeds) > 1:
         axes.plot(seeds, [place] * len(seeds), "|", color=color, markersize=9, markeredgewidth=1.4)
-    axes.plot(100 * figures["value"], place, "o", color=color, markersize=6)
+    axes.plot(unit * figures["value"], place, "o", color=color, markersize=6)
+    if is_count:
+        there = {"xytext": (7, 0), "textcoords": "offset points", "annotation_clip": False}
+        digits, power = f"{figures['value']:.1e}".split("e")
+        text = rf"${digits}\times10^{{{int(power)}}}$"
+        axes.annotate(text, (figures["value"], place), color=color, va="center", fontsize=9, **there)
 
 
-def _name_rows(axes: Any, rows: list[dict[str, Any] | str], ink: Ink) -> None:
+def _name_rows(axes: Any, rows: list[dict[str, Any] | str], names: list[str], ink: Ink) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    names = [row if isinstance(row, str) else row["label"] for row in rows]
     axes.set_yticks(range(len(rows)), names)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         heading = isinstance(row, str)

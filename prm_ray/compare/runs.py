@@ -22,10 +22,10 @@ from prm_ray.core.metrics import first_error_hit
 from prm_ray.core.steps import split_steps
 from prm_ray.errors import UserError
 from prm_ray.stages.stepcheck import take_differences
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.tables import FOLDERS, StageFolder, read_parquet
 
 ABOUT_FILE = "variant.json"
-"""What an experiment leaves in the folder of a run: name, label, group and seed of its method."""
+"""What an experiment leaves in the folder of a run: name, label, group with its heading, and seed of its method."""
 _COLUMNS = ["prompt_id", "split", "sample_index", "problem", "gold_answer", "text", "correct", "error", "step_rewards"]
 
 
@@ -55,6 +55,8 @@ class FinishedRun:
     """Name of its method: runs of one name and different seeds are pooled."""
     label: str
     group: str
+    heading: str
+    """What people read above the methods of the group."""
     seed: int
     config: dict[str, Any]
     report: dict[str, Any]
@@ -67,12 +69,18 @@ class FinishedRun:
     def aggregation(self) -> str:
         return self.report["aggregation"]
 
+    @property
+    def reward(self) -> str:
+        return reward_of(self.config)
+
 
 def read_run(folder: str | Path, name: str | None = None) -> FinishedRun:
     """Read one run; `name` over the one it has. Raises `UserError` if it is not finished."""
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise UserError(f"run folder {str(folder)!r} does not exist")
+    if not any((path / name).exists() for name in FOLDERS.values()):
+        raise UserError(f"{str(folder)!r} is no run folder: it has none of the stages' folders, such as scores/")
     for stage in ("score", "rerank", "evaluate"):
         StageFolder(path, stage).manifest()
     report = json.loads((StageFolder(path, "evaluate").path / "report.json").read_text(encoding="utf-8"))
@@ -85,20 +93,26 @@ def read_run(folder: str | Path, name: str | None = None) -> FinishedRun:
     return FinishedRun(path, **about, config=config, report=report, accuracy=accuracy, candidates=candidates)
 
 
+def reward_of(config: dict[str, Any]) -> str:
+    """As `RunConfig.reward`, also of versions that had log-ratios alone."""
+    return config["score"].get("style") or config["train"].get("reward", "log_ratio")
+
+
 def _about(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     seed = config["train"].get("seed")
     seed = config["run"]["seed"] if seed is None else seed
     if (path / ABOUT_FILE).is_file():
         about = json.loads((path / ABOUT_FILE).read_text(encoding="utf-8"))
-        return {key: about[key] for key in ("name", "label", "group")} | {"seed": seed}
+        heading = about.get("heading", about["group"])
+        return {key: about[key] for key in ("name", "label", "group")} | {"heading": heading, "seed": seed}
     name = re.sub(r"-\d+$", "", path.name)
-    return {"name": name, "label": name, "group": "runs", "seed": seed}
+    return {"name": name, "label": name, "group": "runs", "heading": "Other runs", "seed": seed}
 
 
 def _read_candidates(path: Path, config: dict[str, Any], aggregation: str) -> dict[str, Candidates]:
     scores, reward = StageFolder(path, "score"), f"reward_{aggregation}"
     rule = config["reference"]["step_rule"] if knows_wrong_steps(config) else None
-    is_head = (config["score"].get("style") or config["train"].get("reward", "log_ratio")) != "log_ratio"
+    is_head = reward_of(config) != "log_ratio"
     by_problem: dict[str, Candidates] = {}
     for part in scores.finished_parts():
         table = read_parquet(scores.part_path(part), [*_COLUMNS, reward, "response_tokens"])

@@ -186,8 +186,8 @@ def run_flops(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, float | N
     """Stage -> operations of a finished run, from its manifests; None where a manifest lacks the counts.
 
     A stage counts with its own `num_parameters`, or with the policy's. Prompts count once for all their responses, as
-    they are computed; what a trie of prefixes shares beyond that, measuring on held-out prompts, and passes that were
-    repeated after a kill are not taken off or added.
+    they are computed, and in training equal responses to a prompt do; what a trie of prefixes shares beyond that,
+    measuring on held-out prompts, and passes that were repeated after a kill are not taken off or added.
     """
     policy = _detail(manifests.get("train", {}), "num_parameters")
     return {stage: _stage_flops(stage, manifest, policy) for stage, manifest in manifests.items()}
@@ -205,7 +205,8 @@ def _stage_flops(stage: str, manifest: Mapping[str, Any], policy: float | None) 
     if stage not in ("warmup", "train"):
         return FORWARD * num_parameters * tokens
     backward = _ADAPTER_BACKWARD if _setting(manifest, "train.lora_rank") else BACKWARD
-    return (FORWARD + backward) * num_parameters * tokens
+    forward_alone = FORWARD * num_parameters * (_detail(manifest, "forward_tokens") or 0)
+    return (FORWARD + backward) * num_parameters * tokens + forward_alone
 
 
 def _tokens(stage: str, manifest: Mapping[str, Any]) -> float | None:

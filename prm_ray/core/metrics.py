@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 _MAX_RESAMPLED_NUMBERS = 1 << 24
 """Resampling counts kept in memory at once (R x P)."""
+_DIGITS = 12
+"""Decimals of a figure. Those behind them hang on the order of a sum, and a difference of equals would not be 0."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def resample_means(values_PM: ArrayLike, num_resamples: int, seed: int) -> NDArr
 def percentile_interval(value: float | None, resampled_R: NDArray[np.float64]) -> Interval:
     """95 % percentile interval around `value`."""
     low, high = np.percentile(resampled_R, [2.5, 97.5], method="linear")
-    return Interval(value, _finite(low), _finite(high))
+    return Interval(_rounded(value), _rounded(low), _rounded(high))
 
 
 def difference_interval(
@@ -134,5 +136,6 @@ def ratio_interval(ours: float, theirs: float, ours_R: NDArray[np.float64], thei
     return percentile_interval(ours / theirs, ours_R[defined_R] / theirs_R[defined_R])
 
 
-def _finite(number: float) -> float | None:
-    return float(number) if np.isfinite(number) else None
+def _rounded(number: float | None) -> float | None:
+    """None unless it is finite; 0 has no sign."""
+    return None if number is None or not np.isfinite(number) else round(float(number), _DIGITS) + 0.0

@@ -18,6 +18,7 @@ from prm_ray.experiment.grid import Experiment, GridRun, is_done
 from prm_ray.experiment.sharing import Sharing
 from prm_ray.runlog import duration, log
 from prm_ray.stages import pipeline
+from prm_ray.stages.cluster import start_ray
 from prm_ray.tables import StageFolder, write_json
 
 CONFIG_FILE = "config.json"
@@ -35,7 +36,7 @@ def run_experiment(experiment: Experiment, only: Sequence[str] = (), fresh: str 
     for run in runs:
         _describe(experiment, run)
     if fresh:
-        _clear(runs, only, fresh)
+        _clear(_redone(experiment, runs, only, fresh, sharing), fresh)
     for run in runs:
         sharing.link_finished(run)
         pipeline.check_settings(run.config)
@@ -53,6 +54,7 @@ def _run_all(runs: list[GridRun], sharing: Sharing) -> dict[str, str]:
     for run in runs:
         if is_done(run):
             continue
+        start_ray(run.config)  # what ends here would end every run
         missing = _failed_before(run, sharing, failures)
         log.info("%s: %s", run.name, _standing(runs))
         reason = f"needs {missing[0]}, which failed" if missing else _attempt(run, sharing)
@@ -117,7 +119,8 @@ def _describe(experiment: Experiment, run: GridRun) -> None:
     _write_if_new(folder / CONFIG_FILE, run.settings)
     variant = run.variant
     about = {"experiment": experiment.name, "name": variant.name, "label": variant.label or variant.name}
-    _write_if_new(folder / ABOUT_FILE, about | {"group": variant.group, "seed": run.seed})
+    about |= {"group": variant.group, "heading": experiment.groups.get(variant.group, variant.group)}
+    _write_if_new(folder / ABOUT_FILE, about | {"seed": run.seed})
 
 
 def _write_if_new(path: Path, value: object) -> None:
@@ -125,10 +128,28 @@ def _write_if_new(path: Path, value: object) -> None:
         write_json(path, value)
 
 
-def _clear(runs: list[GridRun], only: Sequence[str], stage: str) -> None:
+def _redone(
+    experiment: Experiment, runs: list[GridRun], only: Sequence[str], stage: str, sharing: Sharing
+) -> list[GridRun]:
+    """The runs that `--fresh STAGE` is about. Raises `UserError` if none has it, or others share it with them."""
+    redone = [run for run in runs if stage in run.stages and (not only or run.variant.name in only)]
+    if not redone:
+        raise UserError(f"--fresh {stage}: no run that was asked for has this stage")
+    makers = {sharing.maker(run, stage).name for run in redone}
+    others = [run for run in experiment.runs if run not in redone and stage in run.stages]
+    if shared := [run.name for run in others if sharing.maker(run, stage).name in makers]:
+        raise UserError(
+            f"--fresh {stage}: {redone[0].name} shares this stage with {', '.join(shared[:3])}"
+            f"{' and others' if len(shared) > 3 else ''}; leave out --only to redo it for all, or name a later stage"
+        )
+    return redone
+
+
+def _clear(runs: list[GridRun], stage: str) -> None:
     for run in runs:
-        if (run.variant.name in only if only else not run.variant.data_only) and stage in run.config.stages():
-            pipeline.clear_from(run.config, stage)
+        pipeline.check_before(run.config, stage)
+    for run in runs:
+        pipeline.clear_from(run.config, stage)
 
 
 def _compare(experiment: Experiment, failures: dict[str, str]) -> None:

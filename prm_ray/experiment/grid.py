@@ -24,6 +24,7 @@ BASE = "base"
 _GIVEN_BY_THE_EXPERIMENT = (("run", "dir"), ("train", "seed"))
 _OTHER_RUN = re.compile(r"\{([^{}/]+)\}(?=/|$)")
 """`{name}` at the start of a value: the folder of that variant's run with the same seed, or of its data."""
+_UNGROUPED = "variants"
 _NOT_A_VARIANT = "problem"
 """`{problem}` is what prompt.template puts the problem in place of."""
 
@@ -34,7 +35,7 @@ class Variant(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
     label: str = ""
     """What people read; none = the name."""
-    group: str = "variants"
+    group: str = _UNGROUPED
     """Variants of a group stand together."""
     settings: dict[str, dict[str, Any]] = Field({}, alias="set")
     """section -> key -> value, over the base and the common ones."""
@@ -142,6 +143,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
     apply_overrides(common, overrides or [])
     settings = _over(read_settings(path.parent / file.base, "base config"), _allowed("common", common))
     where = Path(folder or file.dir or f"runs/{path.stem}").expanduser().absolute()
+    headings = _headings(file)
     variants = [Variant(name=BASE, label="what all share", data_only=True), *file.variant]
     ordered = _in_order(variants)
     data_only = {variant.name for variant in variants if variant.data_only}
@@ -151,7 +153,17 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
             if variant.data_only == (seed is None):
                 named = {need: need if need in data_only else f"{need}-{seed}" for need in needs}
                 runs.append(_grid_run(variant, named, seed, settings, where))
-    return Experiment(path.stem, file.title or path.stem, where, file.groups, runs)
+    return Experiment(path.stem, file.title or path.stem, where, headings, runs)
+
+
+def _headings(file: ExperimentFile) -> dict[str, str]:
+    """Group -> heading. Raises `UserError` for a variant of a group that the file has no heading for, if it has any."""
+    for variant in file.variant:
+        if "group" in variant.model_fields_set and file.groups and variant.group not in file.groups:
+            known = ", ".join(file.groups)
+            raise UserError(f"variant {variant.name!r}: group {variant.group!r} must be one of [groups]: {known}")
+    is_used = any(variant.group == _UNGROUPED and not variant.data_only for variant in file.variant)
+    return ({_UNGROUPED: "Variants"} if is_used else {}) | file.groups
 
 
 def _grid_run(
@@ -208,6 +220,13 @@ def _in_order(variants: list[Variant]) -> list[tuple[Variant, list[str]]]:
     other.
     """
     by_name = {variant.name: variant for variant in variants}
+    if _NOT_A_VARIANT in by_name:
+        raise UserError(f"variant {_NOT_A_VARIANT!r}: {{{_NOT_A_VARIANT}}} stands for a problem in prompt.template")
+    for variant in variants:
+        if misplaced := next((name for name in by_name if _is_misplaced(variant.settings, name)), None):
+            raise UserError(
+                f"variant {variant.name!r}: {{{misplaced}}} must stand at the start of a value, alone or before a /"
+            )
     if len(by_name) < len(variants):
         names = [variant.name for variant in variants]
         twice = next(name for name in names if names.count(name) > 1)
@@ -226,6 +245,16 @@ def _in_order(variants: list[Variant]) -> list[tuple[Variant, list[str]]]:
             raise UserError(f"variants {', '.join(waiting)} need each other, or themselves: none can be the first")
         placed[ready[0]] = None
     return [(by_name[name], needs[name]) for name in placed]
+
+
+def _is_misplaced(value: Any, name: str) -> bool:
+    """Is `{name}` anywhere in the values but where it stands for the folder of a run?"""
+    if isinstance(value, dict | list):
+        return any(_is_misplaced(part, name) for part in (value.values() if isinstance(value, dict) else value))
+    if not isinstance(value, str):
+        return False
+    match = _OTHER_RUN.match(value)
+    return f"{{{name}}}" in (value[match.end() :] if match else value)
 
 
 def _named(value: Any) -> list[str]:

@@ -45,7 +45,7 @@ def _own(config: RunConfig, name: str) -> ServedModel:
         from prm_ray.publishedscorer import load_format
 
         load_format(config.score.model, config.score.style)
-        facts = ModelFacts(name, config.score.style, False, config.evaluate.aggregation, config.reference.step_rule)
+        facts = ModelFacts(name, config.score.style, False, config.aggregation, config.reference.step_rule)
         return _served(config, facts, resolve_model(config.score.model), is_published=True)
     folder = StageFolder(config.run.dir, "train")
     folder.manifest()
@@ -65,7 +65,7 @@ def _trained(config: RunConfig, name: str, folder: Path) -> ServedModel:
     with_reference = reward == "log_ratio" and facts.get("with_reference", True)
     if with_reference:
         resolve_model(str(facts["reference"]))
-    aggregation = facts.get("aggregation", config.evaluate.aggregation)
+    aggregation = facts.get("aggregation", config.aggregation)
     shown = ModelFacts(name, reward, with_reference, aggregation, facts["step_rule"])
     return _served(config, shown, path, is_published=False)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
 from prm_ray.errors import UserError
-from prm_ray.tables import StageFolder, count_failures, read_parquet
+from prm_ray.tables import StageFolder, count_failures, in_words, read_parquet
 
 REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
 """Best-of-N by the PRM, a method an aggregation."""
@@ -101,7 +101,7 @@ def survey(folder: StageFolder) -> Survey:
     if not found.most_candidates:
         raise UserError(
             f"{str(folder.path)!r} has no scored candidate of the test split "
-            f"({found.num_rows} rows, failed: {found.failed})"
+            f"({found.num_rows} rows, failed: {in_words(found.failed)})"
         )
     return found
 

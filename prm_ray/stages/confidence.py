@@ -49,7 +49,10 @@ def _implicit_prm(config: RunConfig) -> StepValues:
     """f_t = sigmoid(q_t), q_t the prefix value: over a whole response this is what cross-entropy has trained."""
     section = config.step_label
     scorer = Scorer.from_pretrained(
-        str(section.verifier), dtype=config.model.dtype, token_budget=section.token_budget, with_reference=True
+        str(section.verifier),
+        dtype=config.model.dtype,
+        token_budget=section.token_budget,
+        with_reference=read_prm_json(str(section.verifier)).get("trained_with_reference", True),
     )
 
     def step_values(

@@ -26,7 +26,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     accuracies = read_accuracies(config, problems, picks)
     report: dict[str, Any] = {
         "headline": "",
-        "aggregation": config.evaluate.aggregation,
+        "aggregation": config.aggregation,
         "reward": config.reward,
         "with_reference": config.score.with_reference,
         "has_step_labels": needs_step_labels(config),

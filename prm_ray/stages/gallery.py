@@ -25,7 +25,7 @@ KINDS = {
 
 def gallery(config: RunConfig, scores: StageFolder, found: Survey, problems: list[Candidates]) -> list[dict[str, Any]]:
     """Up to six problems with some of their candidates, steps and step rewards, as plain values for the page."""
-    reward = f"prm_{config.evaluate.aggregation}"
+    reward = f"prm_{config.aggregation}"
     chosen = dict(_choose(problems, reward, config.run.seed))
     examples = []
     by_id = {problem.prompt_id: problem for problem in problems}
@@ -61,7 +61,7 @@ def _kind(problem: Candidates, reward: str) -> str:
 
 
 def _example(config: RunConfig, rows: list[dict[str, Any]], picks: dict[str, int]) -> dict[str, Any]:
-    reward = f"reward_{config.evaluate.aggregation}"
+    reward = f"reward_{config.aggregation}"
     by_reward = sorted(range(len(rows)), key=lambda index: -rows[index][reward])
     right = [index for index in by_reward if rows[index]["correct"]]
     wrong = [index for index in by_reward if rows[index]["correct"] is False]
@@ -84,7 +84,7 @@ def _candidate(config: RunConfig, row: dict[str, Any], picked_by: list[str]) -> 
     steps = steps_of(row["text"], config.reference.step_rule, len(row["step_rewards"]))
     wrong = first_wrong_step(steps, row["problem"]) if steps is not None and knows_wrong_steps(config) else None
     return {
-        "reward": row[f"reward_{config.evaluate.aggregation}"],
+        "reward": row[f"reward_{config.aggregation}"],
         "answer": row["answer"],
         "correct": row["correct"],
         "picked_by": picked_by,

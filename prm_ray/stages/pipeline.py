@@ -21,7 +21,7 @@ from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
-from prm_ray.tables import FOLDERS, StageFolder
+from prm_ray.tables import FOLDERS, StageFolder, in_words
 
 _WITHOUT_RAY = ("rerank", "evaluate")
 _OURS_IN_TRACEBACK = re.compile(r"^\s*prm_ray\.errors\.(UserError|NonFiniteLossError): (.+)$", re.MULTILINE)
@@ -92,14 +92,19 @@ def clear_from(config: RunConfig, stage: str) -> None:
 
     Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
     """
-    _check_belongs(config, stage)
-    for earlier in config.before(stage):
-        _check_identity(config, earlier)
+    check_before(config, stage)
     for later in reversed(config.onwards(stage)):
         folder = StageFolder(config.run.dir, later)
         if os.path.lexists(folder.path):  # a link whose other end is gone is removed too
             log.info("%-9s removing %s", later, folder.path)
             folder.clear()
+
+
+def check_before(config: RunConfig, stage: str) -> None:
+    """Raises `UserError` if the run has no such stage, or an earlier one was made with other settings."""
+    _check_belongs(config, stage)
+    for earlier in config.before(stage):
+        _check_identity(config, earlier)
 
 
 def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
@@ -207,6 +212,6 @@ def _manifest(stage: str, identity: dict[str, Any], result: StageResult, seconds
 
 
 def _log_result(stage: str, result: StageResult, seconds: float) -> None:
-    failed = ", ".join(f"{count} {reason}" for reason, count in sorted(result.failed.items())) or "none"
+    failed = in_words(dict(sorted(result.failed.items())))
     rows = f"{result.rows_in} rows in, {result.rows_out} rows out"
     log.info("%-9s done in %.1f s: %s, failed: %s", stage, seconds, rows, failed)

@@ -12,6 +12,15 @@ from prm_ray.stages.measure import PASS_AT_1
 WIDTH, HEIGHT = 960, 440
 LEFT, RIGHT, TOP, BOTTOM = 52, 228, 16, 48
 _LABEL_GAP = 17
+_NAMES = {"majority": "Majority vote", "oracle": "Oracle (pass@N)", PASS_AT_1: "One sample (pass@1)"}
+_FAMILIES = {
+    "prm_without_reference": "PRM without reference",
+    "prm_with_reference": "PRM with reference",
+    "prm": "PRM best-of-N",
+    "weighted": "PRM-weighted vote",
+    "ref_logprob": "Untrained reference",
+}
+"""Begin of a method, before its aggregation; the longer ones first."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +35,13 @@ class Line:
 
 
 def label_of(method: str) -> str:
-    """`prm_sum` -> `PRM best-of-N (sum)`."""
-    family, _, how = method.rpartition("_")
-    families = {
-        "prm": f"PRM best-of-N ({how})",
-        "weighted": f"PRM-weighted vote ({how})",
-        "prm_without_reference": f"PRM without reference ({how})",
-        "prm_with_reference": f"PRM with reference ({how})",
-        "ref_logprob": f"Untrained reference ({how})",
-    }
-    names = {"majority": "Majority vote", "oracle": "Oracle (pass@N)", PASS_AT_1: "One sample (pass@1)"}
-    return names.get(method) or families.get(family, method)
+    """`prm_prefix_min` -> `PRM best-of-N (prefix min)`."""
+    if method in _NAMES:
+        return _NAMES[method]
+    for family, name in _FAMILIES.items():
+        if method.startswith(f"{family}_"):
+            return f"{name} ({method.removeprefix(f'{family}_').replace('_', ' ')})"
+    return method
 
 
 def main_lines(aggregation: str) -> list[Line]:

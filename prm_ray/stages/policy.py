@@ -21,11 +21,11 @@ from prm_ray.models import base_model_path
 from prm_ray.problems import Problem
 from prm_ray.stages.generate import GenerateWorker
 from prm_ray.stages.label import judged
-from prm_ray.stages.report import bracket, percent
+from prm_ray.stages.report import bracket, percent, points_with_interval
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.sampling import pick_backend, sampler_options
 from prm_ray.stages.shards import ShardStats, map_shards
-from prm_ray.tables import StageFolder, count_failures, write_json
+from prm_ray.tables import StageFolder, count_failures, in_words, write_json
 
 PRM, GENERATOR = "prm", "generator"
 
@@ -118,7 +118,7 @@ def make_report(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]
             right[row["generator"]].setdefault(row["prompt_id"], []).append(row["correct"] is True)
     shared = [prompt_id for prompt_id in right[PRM] if prompt_id in right[GENERATOR]]
     if not shared:
-        failed = count_failures(rows, "error")
+        failed = in_words(count_failures(rows, "error"))
         raise UserError(f"there is no problem that both models answered (failed: {failed}); nothing to compare")
     values_PM = np.array([[np.mean(right[whose][prompt_id]) for whose in (PRM, GENERATOR)] for prompt_id in shared])
     resampled_RM = resample_means(values_PM, config.policy.num_bootstrap, config.run.seed)
@@ -142,11 +142,10 @@ def make_report(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]
 
 def text(report: dict[str, Any]) -> str:
     ours, theirs = (report["accuracy"][whose] for whose in (PRM, GENERATOR))
-    value, low, high = (100 * report["difference"][key] for key in ("value", "low", "high"))
     how = "greedy" if report["temperature"] == 0 else f"temperature {report['temperature']:g}"
     return (
         f"right on {report['num_problems']} held-out problems, {report['num_samples']} {how} answer(s) each:\n"
         f"  as trained   {percent(ours['value'])} {bracket(ours)}\n"
         f"  before       {percent(theirs['value'])} {bracket(theirs)}\n"
-        f"  difference   {value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        f"  difference   {points_with_interval(report['difference'])}"
     )

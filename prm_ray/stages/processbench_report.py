@@ -33,7 +33,7 @@ from prm_ray.core.processbench import (
 from prm_ray.errors import UserError
 from prm_ray.settings import ProcessBenchSection
 from prm_ray.stages.report import bracket
-from prm_ray.tables import StageFolder, count_failures, write_json
+from prm_ray.tables import StageFolder, count_failures, in_words, write_json
 
 _COLUMNS = ["subset", "label", "step_ends", "step_rewards", "num_empty_steps", "error"]
 _UNKNOWN = np.array([np.nan])
@@ -93,7 +93,7 @@ def make_report(config: RunConfig, folder: StageFolder) -> dict[str, Any]:
     for row in folder.rows(_COLUMNS):
         subsets[row["subset"]].add(row)
     if len({label == RIGHT for label in subsets[section.threshold_from].labels}) < 2:
-        failed = subsets[section.threshold_from].counts()["failed"]
+        failed = in_words(subsets[section.threshold_from].counts()["failed"])
         raise UserError(
             f"of processbench subset {section.threshold_from!r} too little could be scored to choose a threshold on "
             f"(failed: {failed}); choose another processbench.threshold_from"
@@ -221,7 +221,8 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _note(report: dict[str, Any]) -> str:
     failed = {name: counts["failed"] for name, counts in report["subsets"].items() if counts["failed"]}
-    left_out = f" Left out: {failed}." if failed else ""
+    each = "; ".join(f"of {name} {in_words(reasons)}" for name, reasons in failed.items())
+    left_out = f" Left out: {each}." if failed else ""
     return (
         f"Thresholds are chosen on {report['threshold_from']} and used on all subsets; the oracle threshold is chosen "
         f"on the very subset it is measured on.{left_out}"

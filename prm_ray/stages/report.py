@@ -33,12 +33,11 @@ def headline(report: dict[str, Any]) -> str:
 
 
 def _verdict(difference: dict[str, float], other: str, figures: dict[str, float]) -> str:
-    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
-    points = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    points = points_with_interval(difference)
     against = f"{other} ({percent(figures['value'])})"
-    if low > 0:
+    if difference["low"] > 0:
         return f"better than {against} by {points}"
-    if high < 0:
+    if difference["high"] < 0:
         return f"worse than {against} by {points}"
     return f"not distinguishable from {against}, {points}"
 
@@ -81,7 +80,7 @@ def page_template(path: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "bracket": bracket, "label_of": label_of}
+    environment.filters |= {"percent": percent, "bracket": bracket, "signed": signed, "label_of": label_of}
     environment.filters |= {"count": _count, "tenth": _tenth, "flops": _flops}
     return environment.get_template(path.name)
 
@@ -90,9 +89,20 @@ def percent(value: float | None) -> str:
     return _NONE if value is None else f"{100 * value:.1f} %"
 
 
-def bracket(figures: Mapping[str, float | None]) -> str:
+def bracket(figures: Mapping[str, float | None], sign: str = "-") -> str:
+    """The interval in percent, or with a `sign` of "+" that of a difference in points; nothing where it has none."""
     low, high = figures["low"], figures["high"]
-    return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return "" if low is None or high is None else f"[{100 * low:{sign}z.1f}, {100 * high:{sign}z.1f}]"
+
+
+def signed(number: float, digits: int = 1) -> str:
+    """`+0.0` for what rounds to 0, from whichever side."""
+    return f"{number:+z.{digits}f}"
+
+
+def points_with_interval(difference: Mapping[str, float]) -> str:
+    """`+1.2 points [-0.3, +2.5]`, of shares."""
+    return f"{signed(100 * difference['value'])} points {bracket(difference, '+')}"
 
 
 def _cell(figures: dict[str, float]) -> str:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
 from prm_ray.models import (
     base_model_path,
     count_parameters,
     load_model,
     load_tokenizer,
+    read_prm_json,
     reference_model_path,
     resolve_model,
     write_prm_json,
@@ -30,7 +33,7 @@ from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
 from prm_ray.stages.lengths import length_figures
 from prm_ray.stages.result import StageResult
-from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows
+from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, sentence
 from prm_ray.stages.trainingsets import (
     check_labels,
     held_out_measure,
@@ -44,9 +47,10 @@ from prm_ray.trainingdata import num_packed_tokens
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for an adapter that the model cannot get, or a run in `select.mix` that cannot be mixed in,
-    long before the responses are there."""
+    """Raises `UserError` for a start that is none, an adapter that the model cannot get, or a run in `select.mix` that
+    cannot be mixed in, long before the responses are there."""
     base_model_path(config)
+    _check_start(config)
     if config.train.reward == "label_token":
         reading_of("label_token", config.train.label_tokens, load_tokenizer(resolve_model(config.model.name)))
     check_mix(config, training_columns(config), training_stage(config))
@@ -59,7 +63,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     policy, reference = _start(config), reference_model_path(config)
     selection = selected_responses(config)
     table, selected = selection.table, describe(config, selection)
-    log.info("train: %s", selected)
+    log.info("train: %s", sentence(selected))
     lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
     data = training_data(config, table)
     check_labels(data, config)
@@ -81,6 +85,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         "num_steps": num_steps,
         "num_parameters": count_parameters(policy),
         "trained_tokens": num_packed_tokens(data) * section.epochs,
+        "forward_tokens": data.num_mismatched_tokens() * section.epochs if section.objective == "kto" else 0,
         "last": json.loads(last),
         "selection": selected,
         "response_tokens": lengths,
@@ -97,8 +102,9 @@ def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
         "beta": section.beta,
         "reference": reference,
         "with_reference": config.score.with_reference,
+        "trained_with_reference": section.with_reference,
         "step_rule": config.reference.step_rule,
-        "aggregation": config.evaluate.aggregation,
+        "aggregation": config.aggregation,
         "prompt": config.prompt.model_dump(mode="json", exclude={"chat_template"}),
     }
     if section.reward == "label_token":
@@ -106,6 +112,15 @@ def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
     if section.lora_rank:
         facts["base"] = policy
     return facts
+
+
+def _check_start(config: RunConfig) -> None:
+    if config.train.start is None:
+        return
+    start, reward = resolve_model(config.train.start), config.train.reward
+    is_ours = (Path(start) / "prm.json").is_file()
+    if is_ours and (other := read_prm_json(start).get("reward", "log_ratio")) != reward:
+        raise UserError(f"train.start {config.train.start!r} has the reward {other!r}; train.reward is {reward!r}")
 
 
 def _start(config: RunConfig) -> str:

@@ -17,7 +17,7 @@ from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
 from prm_ray.models import reference_model_path
 from prm_ray.settings import TAKES_SOFT_LABELS
-from prm_ray.tables import SCHEMAS, StageFolder, column_names, read_parquet
+from prm_ray.tables import SCHEMAS, StageFolder, column_names, in_words, read_parquet
 
 _OF_STEPS = {"step_ends", "step_labels"}
 
@@ -31,6 +31,8 @@ def check_mix(config: RunConfig, columns: Sequence[str] = (), stage: str = "refe
     for run in config.select.mix:
         other = StageFolder(run, stage)
         other.manifest()
+        if other.path.resolve() == StageFolder(config.run.dir, stage).path.resolve():
+            raise UserError(f"select.mix: {str(run)!r} has this run's own responses; it must have others")
         rule = StageFolder(run, "reference").manifest()["identity"]["reference.step_rule"]
         if _OF_STEPS & {*columns} and rule != config.reference.step_rule:
             raise UserError(
@@ -83,6 +85,14 @@ def describe(config: RunConfig, selection: Selection) -> dict[str, Any]:
         "rows_out": dict(zip(runs, selection.rows_out, strict=True)),
         "problems_out": selection.num_problems,
     }
+
+
+def sentence(described: dict[str, Any]) -> str:
+    """The same for a log line."""
+    chosen = {run: f"{rows:,} of {described['rows_in'][run]:,}" for run, rows in described["rows_out"].items()}
+    mixed = "".join(f", {rows} of {run}" for run, rows in chosen.items() if run != "own")
+    left_out = f"; left out: {in_words(described['left_out'])}" if described["left_out"] else ""
+    return f"{chosen['own']} responses{mixed}, to {described['problems_out']:,} problems{left_out}"
 
 
 def _split(folder: StageFolder, split: str, columns: Sequence[str]) -> pa.Table:

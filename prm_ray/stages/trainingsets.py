@@ -69,7 +69,20 @@ def training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeDa
 
 def check_labels(data: OutcomeData, config: RunConfig) -> None:
     """Raises `UserError` if there is nothing to tell apart."""
-    if not data.sizes or len(set(data.labels)) < 2:
+    section = config.train
+    if not data.labels:
+        raise UserError(
+            f"train.validation_fraction {section.validation_fraction} holds out every problem; nothing to train on"
+        )
+    if len(set(data.labels)) > 1 and not data.sizes:
+        why = (
+            "train.skip_uniform_prompts is set" if section.skip_uniform_prompts else f"objective {section.objective!r}"
+        )
+        raise UserError(
+            f"no training problem has responses of both kinds, right and wrong, and {why}; sample more responses a "
+            "problem (generate.num_samples, select.num_responses)"
+        )
+    if len(set(data.labels)) < 2:
         which = {1.0: "right", 0.0: "wrong"}.get(data.labels[0], f"right with the same chance, {data.labels[0]}")
         raise UserError(
             f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from prm_ray.config import parse_config
 from prm_ray.errors import UserError
+from prm_ray.models import load_model, write_prm_json
+from prm_ray.rewardmodels import load_with_value_head
 from prm_ray.stages import pipeline
-from tests.tables_by_hand import tiny_config
+from prm_ray.stages.trainingsets import check_labels, training_data
+from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
 from tests.tiny import save_tiny_model
 
 GOOD = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"}]
@@ -68,6 +73,62 @@ def test_model_folders_that_cannot_be_used(tmp_path: Path, tiny_model: str, lost
     for path in model.glob(lost):
         path.unlink()
     assert message in refused(tmp_path, str(model))
+
+
+@pytest.mark.parametrize(
+    ("start", "reward", "message"),
+    [
+        ("/no/where", "log_ratio", "'/no/where' does not exist"),
+        ("{head}", "log_ratio", "has the reward 'value_head'; train.reward is 'log_ratio'"),
+    ],
+)
+def test_a_start_that_cannot_be_one(tmp_path: Path, tiny_model: str, start: str, reward: str, message: str) -> None:
+    head = tmp_path / "head"
+    load_with_value_head(tiny_model, "float32", seed=0).save_pretrained(head)
+    write_prm_json(head, {"reward": "value_head"})
+    train = {"start": start.format(head=head), "reward": reward}
+    assert message in refused(tmp_path, tiny_model, train=train)
+
+
+def test_a_model_that_lacks_weights_is_not_filled_up_with_random_ones(tmp_path: Path, tiny_model: str) -> None:
+    load_with_value_head(tiny_model, "float32", seed=0).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no whole language model: its files lack 'lm_head.weight'"):
+        load_model(str(tmp_path), "float32")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no whole model: its files lack 'model.layers.0.mlp.up_proj.weight'"):
+        load_with_value_head(str(tmp_path), "float32", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": {"beta": float("inf")}}, "train.beta: Input should be a finite number"),
+        ({"select": {"mix_share": float("inf")}}, "select.mix_share: Input should be a finite number"),
+        ({"generate": {"temperature": float("nan")}}, "generate.temperature: Input should be a finite number"),
+    ],
+)
+def test_a_number_must_be_finite(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("train", "select", "message"),
+    [
+        ({"validation_fraction": 0.99}, {}, "train.validation_fraction 0.99 holds out every problem"),
+        ({"objective": "dpo"}, {"num_responses": 1}, "no training problem has responses of both kinds"),
+    ],
+)
+def test_training_sets_that_hold_nothing_to_learn(
+    tmp_path: Path, tiny_model: str, train: dict[str, Any], select: dict[str, Any], message: str
+) -> None:
+    config = tiny_config(tmp_path / "run", tiny_model, train=train, select=select)
+    write_reference_table(config)
+    mark_done(config, ("generate", "label", "reference"))
+    with pytest.raises(UserError, match=message):
+        check_labels(training_data(config), config)
 
 
 def test_a_reference_that_reads_other_token_ids(tmp_path: Path, tiny_model: str) -> None:

@@ -56,11 +56,19 @@ def test_help_lists_every_verb_and_an_example_without_loading_anything_heavy():
     assert loaded(result) == []
 
 
-@pytest.mark.parametrize("verb", ["run", "train", "serve", "demo"])
-def test_a_verb_explains_itself(verb: str):
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [
+        ("run", "Run all stages of a config, skipping finished ones."),
+        ("train", "Train the process reward model on the labels."),
+        ("serve", "Serve the trained model over HTTP: /score, /rerank, /healthz."),
+        ("processbench", "Does the trained model find the first wrong step of ProcessBench's solutions?"),
+    ],
+)
+def test_a_verb_explains_itself(verb: str, sentence: str):
     result = prm_ray(verb, "--help")
     assert result.returncode == 0
-    assert f"usage: prm-ray {verb}" in result.stdout
+    assert f"usage: prm-ray {verb}" in result.stdout and f"\n{sentence}\n" in result.stdout
     assert loaded(result) == []
 
 

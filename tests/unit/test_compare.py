@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from prm_ray.cli import main
+from prm_ray.compare.charts import CHARTS
 from prm_ray.compare.compare import compare_runs, compare_words
+from prm_ray.compare.ink import LIGHT
 from prm_ray.compare.scaling import scaling_curves
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS
@@ -23,10 +26,16 @@ from prm_ray.tables import StageFolder
 EVIL = "<script>alert(1)</script>"
 
 
-def make_run(folder: Path, right: str, problems: str = "0123", seed: int = 0, **train: Any) -> Path:
+def make_run(
+    folder: Path, right: str, problems: str = "0123", seed: int = 0, score: dict[str, Any] | None = None, **train: Any
+) -> Path:
     """A finished run that ranks the right candidate first in the problems whose digits are in `right`."""
-    sections = {"import": {"source": "elsewhere.jsonl"}, "train": {"seed": seed, **train}}
-    sections |= {"rerank": {"sizes": [1, 2], "aggregations": ["sum"]}, "run": {"dir": str(folder)}}
+    sections = {"import": {"source": "elsewhere.jsonl"}, "train": {"seed": seed, **train}, "score": score or {}}
+    sections |= {
+        "evaluate": {"aggregation": "sum"},
+        "rerank": {"sizes": [1, 2], "aggregations": ["sum"]},
+        "run": {"dir": str(folder)},
+    }
     config = RunConfig.model_validate(sections)
     scores = StageFolder(folder, "score")
     scores.begin({})
@@ -133,6 +142,7 @@ def test_the_table_to_paste_has_a_line_a_method_and_the_ways_without_training(co
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
     assert cells["bad"][1].startswith("37.5 [") and cells["bad"][2].startswith("-62.5 [")
+    assert cells["good"][2] == "\N{EN DASH}", "the first method is not compared with itself"
     assert cells["Majority vote"][1].startswith("100.0 ") and cells["One sample"][1].startswith("50.0 ")
     assert len({len(row) for row in cells.values()}) == 1
 
@@ -140,6 +150,23 @@ def test_the_table_to_paste_has_a_line_a_method_and_the_ways_without_training(co
 def test_pictures_are_written_beside_the_page(compared: dict[str, Any]):
     pictures = {path.name for path in compared["page"].parent.glob("*.png")}
     assert pictures == {"accuracy.png", "candidates.png", "uses.png", "length.png"}  # no cost, no amounts
+
+
+@pytest.mark.parametrize("name", ["accuracy", "uses", "cost"])
+def test_long_names_and_many_methods_cut_no_words_off_a_picture(name: str, compared: dict[str, Any]):
+    good, _ = compared["data"]["methods"]
+    found = good["auc_within"] | {"chance": 0.3}
+    costs = {"runs": [{"flops": {"total": 5.6e13}}], "first_wrong_step": found}
+    label = "A method whose name is long, as it has its settings in it"
+    methods = [good | costs | {"name": f"m{index}", "label": f"{label} ({index})"} for index in range(20)]
+    methods[3] |= {"label": "demo", "runs": [{"flops": None}]}
+    figure = CHARTS[name](compared["data"] | {"methods": methods}, LIGHT)
+    assert figure is not None
+    figure.canvas.draw()
+    texts = {text.get_text(): text.get_window_extent() for text in figure.findobj(Text) if text.get_text()}
+    outside = [text for text, box in texts.items() if box.x0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1]
+    assert len(texts) > 20 and not outside
+    assert ("no cost known: demo" in texts) == (name == "cost")
 
 
 def test_only_common_problems_are_compared_and_that_is_said(folders: list[Path], tmp_path: Path):
@@ -167,6 +194,28 @@ def test_runs_of_one_name_that_differ_in_more_than_the_seed_are_not_pooled(folde
     ]
 
 
+def test_a_head_and_a_published_model_are_compared_as_what_they_are(tmp_path: Path):
+    first = make_run(tmp_path / "first", "0", beta=0.3, objective="nca", max_pairs=4)
+    head = make_run(tmp_path / "head", "0", reward="value_head")
+    published = make_run(tmp_path / "published", "0", score={"model": "elsewhere", "style": "qwen_prm"})
+    page = compare_runs([first, head, published], tmp_path / "out")
+    _, of_head, of_published = json.loads((page.parent / "comparison.json").read_text())["methods"]
+    assert (of_head["reward_kind"], of_published["reward_kind"]) == ("value_head", "qwen_prm")
+    assert of_head["settings"] == {"train.objective": "ce", "train.reward": "value_head"}
+    assert of_published["settings"] == {"score.model": "elsewhere", "score.style": "qwen_prm"}
+    assert of_head["picked_by"] == of_published["picked_by"] == {}
+
+
+def test_groups_of_an_experiment_keep_their_headings(folders: list[Path], tmp_path: Path):
+    about = {"label": "A", "seed": 0, "name": "a", "group": "free"}
+    for name, more in (("new", {"heading": "Without a reference"}), ("old", {"group": "objective"})):
+        (make_run(tmp_path / name, "0") / "variant.json").write_text(json.dumps(about | {"name": name} | more))
+    page = compare_runs([tmp_path / "new", tmp_path / "old", folders[0]], tmp_path / "out")
+    lines = (page.parent / "comparison.md").read_text().splitlines()
+    headings = [line.strip("| *") for line in lines if line.startswith("| **")]
+    assert headings == ["Without a reference", "objective", "Other runs"]
+
+
 def test_the_same_seed_twice_is_refused(folders: list[Path], tmp_path: Path):
     with pytest.raises(UserError, match=r"are both 'good' with seed 0: give one another name, NAME=FOLDER"):
         compare_runs([folders[0], folders[0]], tmp_path / "out")
@@ -177,17 +226,25 @@ def test_the_same_seed_twice_is_refused(folders: list[Path], tmp_path: Path):
     [
         (["nowhere"], "run folder 'nowhere' does not exist"),
         (["{run}", "--show", "best"], "--show 'best' must be one of good"),
-        (["{empty}"], "is not finished; run the score stage first"),
+        (["{empty}"], "is no run folder: it has none of the stages' folders, such as scores/"),
+        (["{begun}"], "scores' is not finished; run the score stage first"),
+        (["=nowhere"], "'=nowhere' must be a run's folder or NAME=FOLDER, with a name and a folder"),
+        (["a="], "'a=' must be a run's folder or NAME=FOLDER"),
+        (["nowhere", "--out", "{file}"], "must be a folder to write to, but '{file}' is a file"),
+        (["nowhere", "--out", "{file}/out"], "must be a folder to write to, but '{file}' is a file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     words: list[str], message: str, folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    words = [word.format(run=folders[0], empty=tmp_path) for word in words]
+    places = {name: tmp_path / name for name in ("empty", "begun", "file")} | {"run": folders[0]}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "responses").mkdir(parents=True)
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as exit_info:
-        main(["compare", *words, "--out", str(tmp_path / "out")])
+        main(["compare", "--out", str(tmp_path / "out"), *(word.format(**places) for word in words)])
     assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message.format(**places) in capsys.readouterr().err.splitlines()[-1]
 
 
 class Settings:

@@ -85,13 +85,22 @@ def test_data_alone_is_made_once_for_all_seeds_and_not_trained(tmp_path: Path):
         (variant("ce", 'set.reference.model = "{dpo}/x"'), "variant 'ce': {dpo} must name a variant: base, ce"),
         (variant("ce", 'set.reference.model = "{ce}"'), "variants ce need each other, or themselves"),
         (variant("ce") + variant("d", 'data_only = true\nset.reference.model = "{ce}"'), "so {ce} must be too"),
+        (variant("ce") + variant("d", 'set.train.start = "{ce}checkpoint"'), "'d': {ce} must stand at the start of a"),
+        (variant("ce") + variant("d", 'set.train.start = "/x/{ce}/checkpoint"'), "'d': {ce} must stand at the start"),
+        (variant("problem"), "variant 'problem': {problem} stands for a problem in prompt.template"),
         (variant("ce", "sets.train.lr = 1"), "variant.0.sets: unknown key"),
+        ('groups.one = "One"\n' + variant("ce", 'group = "two"'), "'ce': group 'two' must be one of [groups]: one"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_variant(tmp_path: Path, text: str, message: str):
     with pytest.raises(UserError) as raised:
         experiment(tmp_path, text)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_variant_of_no_group_stands_beside_those_that_have_one(tmp_path: Path):
+    grid = experiment(tmp_path, 'groups.one = "One"\n' + variant("ce") + variant("dpo", 'group = "one"'))
+    assert [grid.groups[run.variant.group] for run in grid.compared] == ["Variants", "One"]
 
 
 def test_a_name_that_no_variant_has_is_answered_with_those_there_are(tmp_path: Path):

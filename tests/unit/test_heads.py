@@ -14,6 +14,7 @@ from prm_ray.core.heads import LabelTokens, score_head
 from prm_ray.core.objectives import dpo
 from prm_ray.core.packing import PromptGroup, pack
 from prm_ray.core.stepobjectives import step_cross_entropy, step_ranking, step_squared_error
+from prm_ray.core.support import check_model
 from prm_ray.errors import UserError
 from prm_ray.headscorer import HeadScorer
 from prm_ray.models import load_model, load_tokenizer, write_prm_json
@@ -180,3 +181,13 @@ def test_a_label_that_is_no_single_token_is_refused(tiny_model: str) -> None:
         reading_of("label_token", ("right", "-"), tokenizer)
     with pytest.raises(UserError, match="one and the same token"):
         reading_of("label_token", ("+", "+"), tokenizer)
+
+
+def test_a_head_whose_scores_happen_to_be_near_0_is_not_taken_for_an_unknown_model(tiny_model: str) -> None:
+    """In bfloat16 rounding is a large share of such scores, but not of the hidden states that they are read from."""
+    model = load_with_value_head(tiny_model, "bfloat16", seed=0)
+    tokens = torch.tensor([[11, 7, 13, 5, *response] for response in ([3, 11, 17, 3, 7], [3, 11, 2, 19, 5])])
+    hidden_XE = model.base_model(input_ids=tokens).last_hidden_state.flatten(0, 1).detach().float()
+    least = torch.linalg.eigh(hidden_XE.T @ hidden_XE).eigenvectors[:, :1].T
+    model.score.weight.data = least.to(model.score.weight)
+    check_model(model)

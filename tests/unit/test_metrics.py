@@ -99,6 +99,16 @@ def test_differences_and_ratios_are_paired():
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
+def test_a_difference_of_equals_is_exactly_0_whatever_the_order_of_their_sums():
+    """0.1 + 0.2 - 0.3 is 5.6e-17 in floating point: with a bound above 0 one would count as better than itself."""
+    values = np.array([[0.1, 0.2, 0.3], [0.7, 0.1, 0.8], [0.0, 0.0, 0.0]] * 10)
+    one_R, two_R, both_R = resample_means(values, 200, seed=0).T
+    assert not np.array_equal(one_R + two_R, both_R)
+    for ours_R, theirs_R in ((one_R + two_R, both_R), (both_R, one_R + two_R)):
+        difference = difference_interval(0.1 + 0.2, 0.3, ours_R, theirs_R)
+        assert str((difference.value, difference.low, difference.high)) == "(0.0, 0.0, 0.0)", "and not -0.0"
+
+
 def test_ratio_to_zero_is_undefined_not_infinite():
     zeros = np.zeros(10)
     assert ratio_interval(0.5, 0.0, zeros + 0.5, zeros).value is None

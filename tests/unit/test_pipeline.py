@@ -54,6 +54,31 @@ def test_a_stage_runs_on_what_is_there_and_its_manifest_says_what_came_out(confi
     assert manifest == StageFolder(config.run.dir, "rerank").manifest()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "aggregation"),
+    [
+        ([], "sum"),
+        (["train.reward=value_head"], "last"),
+        (["train.reward=value_head", "train.objective=step_ce", "step_label.method=monte_carlo"], "min"),
+        (["train.reward=label_token", "train.objective=step_ce", "step_label.method=monte_carlo"], "min"),
+        (["score.model=elsewhere", "score.style=value_head"], "last"),
+        (["score.model=elsewhere", "score.style=math_shepherd"], "min"),
+        (["train.reward=value_head", "evaluate.aggregation=mean"], "mean"),
+    ],
+)
+def test_the_headline_picks_by_what_the_reward_means(tmp_path: Path, overrides: list[str], aggregation: str):
+    """The same setting written out makes the same folder, so runs of versions that had to write it go on."""
+    config = make_config(tmp_path, *overrides)
+    written_out = make_config(tmp_path, *overrides, f"evaluate.aggregation={aggregation}")
+    assert config.aggregation == aggregation
+    assert config.identity("evaluate") == written_out.identity("evaluate")
+
+
+def test_a_default_aggregation_that_is_not_measured_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"'last', the default of reward value_head, must be one of rerank"):
+        make_config(tmp_path, "train.reward=value_head", 'rerank.aggregations=["sum"]')
+
+
 def test_a_finished_stage_is_not_done_again(config: RunConfig):
     finish_by_hand(config)
     first = run_stage(config, "rerank")

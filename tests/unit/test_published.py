@@ -141,6 +141,10 @@ def test_what_cannot_be_asked_is_said(folders: dict[str, str]) -> None:
     scorer = PublishedScorer.from_pretrained(folders["rlhflow"], style="rlhflow", dtype="float32")
     with pytest.raises(UserError, match="a response is empty"):
         scorer.score(PROBLEM, [[]])
+    with pytest.raises(UserError, match="responses is one text, 'abc'; it must be a list of texts"):
+        scorer.score(PROBLEM, "abc")
+    with pytest.raises(UserError, match="style 'llm' must be one of value_head, math_shepherd"):
+        PublishedScorer.from_pretrained(folders["rlhflow"], style="llm")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="step 2 of 2 is empty"):
         scorer.score(PROBLEM, [["1", " "]])
     with pytest.raises(UserError, match=r"have \d+ tokens, the model reads 256"):

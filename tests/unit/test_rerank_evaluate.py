@@ -18,6 +18,8 @@ from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import UserError
 from prm_ray.stages import evaluate, rerank
 from prm_ray.stages.candidates import read_problems, survey
+from prm_ray.stages.plots import label_of
+from prm_ray.stages.report import points_with_interval
 from prm_ray.tables import StageFolder
 
 EVIL = "<script>alert(1)</script> 5 < 6 & more"
@@ -180,6 +182,26 @@ def test_steps_are_coloured_around_their_median_where_no_reward_is_above_0(tmp_p
     assert page.count('class="step up"') == page.count('class="step down"') == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [
+        ("prm_sum", "PRM best-of-N (sum)"),
+        ("prm_prefix_min", "PRM best-of-N (prefix min)"),
+        ("weighted_prefix_mean", "PRM-weighted vote (prefix mean)"),
+        ("prm_without_reference_prefix_min", "PRM without reference (prefix min)"),
+        ("ref_logprob_mean", "Untrained reference (mean)"),
+        ("pass@1", "One sample (pass@1)"),
+    ],
+)
+def test_people_read_names_of_methods(method, label):
+    assert label_of(method) == label
+
+
+def test_what_rounds_to_0_is_not_shown_below_it():
+    difference = {"value": -0.0004, "low": -0.01, "high": -1e-5}
+    assert points_with_interval(difference) == "+0.0 points [-1.0, +0.0]"
+
+
 def test_headline_does_not_claim_what_the_intervals_do_not_show(finished):
     folder, (_, result) = finished
     assert "75.0 % of 4 test problems" in report_of(folder)["headline"]
@@ -220,7 +242,7 @@ def test_a_reward_that_is_not_a_number_is_counted_and_never_picked(tmp_path):
     ("parts", "sizes", "message"),
     [
         ([[row("p9", 0, 1.0, True, "1", split="train")]], [1], "no scored candidate of the test split"),
-        ([[row("p1", 0, **FAILED)]], [1], "'prompt too long': 1"),
+        ([[row("p1", 0, **FAILED)]], [1], "failed: 1 prompt too long"),
         ([[row("p1", 0, 1.0, True, "1")]], [2, 4], r"rerank.sizes \[2, 4\] are all above the 1 candidates"),
         ([[row("p1", 0, 1.0, True, "1")], [row("p1", 1, 1.0, True, "1")]], [1], "problem p1 is in part 1"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prm_ray.config import load_config
+from prm_ray.errors import UserError
 from prm_ray.experiment.grid import load_experiment, upstream
 from prm_ray.experiment.sharing import Sharing
 
@@ -55,3 +56,11 @@ def test_a_shipped_experiment_makes_the_costly_stages_once(path: Path):
             makers.setdefault(stage, set()).add(sharing.maker(run, stage).name)
     assert len(makers["generate"]) == len([run for run in load_experiment(path).runs if run.variant.data_only])
     assert len(makers["step_label"]) <= 4  # Monte Carlo and the truth once, a verifier's confidence once a seed
+
+
+def test_an_empty_word_takes_a_value_out_of_the_file() -> None:
+    """A head has no beta, and the demo's file has one."""
+    words = ["train.reward=value_head", "train.beta="]
+    assert load_config(FOLDER / "demo.toml", words).train.reward == "value_head"
+    with pytest.raises(UserError, match="beta is for reward log_ratio, not value_head"):
+        load_config(FOLDER / "demo.toml", words[:1])

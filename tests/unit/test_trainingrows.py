@@ -10,7 +10,7 @@ import pytest
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
-from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, read_training_rows
+from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, read_training_rows, sentence
 from prm_ray.tables import StageFolder, write_parquet
 from tests.tables_by_hand import tiny_config
 
@@ -66,6 +66,8 @@ def test_a_second_runs_responses_join_those_of_the_same_problem_and_add_others(
         "rows_out": {"own": 2, str(other): 2},
         "problems_out": 2,
     }
+    words = f"2 of 2 responses, 2 of 3 of {other}, to 2 problems; left out: 1 held_out"
+    assert sentence(describe(config, selection)) == words
     assert read_test_rows(config, ["prompt_id", "correct"]).to_pylist() == [{"prompt_id": "tested", "correct": True}]
 
 
