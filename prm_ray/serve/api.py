@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 
 from prm_ray.serve.asking import Asking, RequestLimits
 from prm_ray.serve.bodies import error_body, validation_message
-from prm_ray.serve.dialects import own
+from prm_ray.serve.dialects import openrlhf, own, rerank, vllm
 from prm_ray.serve.scoring import Backend, Refusal, RefusedError
 
-DIALECTS = (own.router,)
+DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router)
 
 
 class StrictJsonRequest(Request):

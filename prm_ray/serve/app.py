@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import RequestLimits
 from prm_ray.serve.replica import Limits, Replica
-from prm_ray.serve.scoring import Ask, ModelFacts, Options, Problem, Refusal, RefusedError, Scored
+from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.served import ServedModel, load_scorer
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import set_threads
@@ -26,6 +26,8 @@ from prm_ray.stages.cluster import set_threads
 APP_NAME = "prm_ray"
 _TRIES = 4
 """A replica may die with a request, and the next one may be stopping: scoring twice changes nothing."""
+_BEGINNING = 200
+"""Letters (or tokens) of a conversation by which it is taken to be of a problem."""
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """A problem goes to the replica that has it in its prefix cache, or to the next one if that is full."""
 
@@ -37,7 +39,7 @@ class ScorerReplica:
         set_threads(num_replicas)
         self._replica = Replica(load_scorer(model), limits)
 
-    async def score(self, asks: Sequence[Ask], options: Options) -> Scored | Refusal:
+    async def score(self, asks: Sequence[Ask | Conversation], options: Options) -> Scored | Refusal:
         return await self._replica.score(asks, options)
 
     def check_health(self) -> None:
@@ -51,8 +53,8 @@ class ServeBackend:
         self.models = {facts.name: facts for facts in models}
         self._handles = dict(zip(self.models, handles, strict=True))
 
-    async def score(self, model: str, asks: Sequence[Ask], options: Options) -> Scored:
-        handle = self._handles[model].options(session_id=_session(asks[0].problem))
+    async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
+        handle = self._handles[model].options(session_id=_session(asks[0]))
         refusal = Refusal(503, "unavailable", "no replica with the model answers; try again", 2)
         for attempt in range(_TRIES):
             try:
@@ -130,5 +132,10 @@ def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
     return deployment.bind(model, limits, section.num_replicas)
 
 
-def _session(problem: Problem) -> str:
-    return hashlib.blake2b(json.dumps(problem).encode(), digest_size=8).hexdigest()
+def _session(ask: Ask | Conversation) -> str:
+    """The same for responses to the same problem, so that they meet in one replica's prefix cache."""
+    if isinstance(ask, Ask):
+        known: object = ask.problem
+    else:
+        known = ask.prompt or ask.whole[:_BEGINNING]
+    return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()

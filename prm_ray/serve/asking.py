@@ -6,11 +6,11 @@ import asyncio
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
-from fastapi import Request
+from fastapi import Depends, Request
 
-from prm_ray.serve.scoring import Ask, Backend, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.serve.scoring import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Asking:
             _refuse(404, "model_not_found", f"model {name[:100]!r} is not served; served are: {served}")
         return self._backend.models[name]
 
-    async def score(self, facts: ModelFacts, asks: Sequence[Ask], options: Options | None = None) -> Scored:
+    async def score(
+        self, facts: ModelFacts, asks: Sequence[Ask | Conversation], options: Options | None = None
+    ) -> Scored:
         count = sum(len(ask.responses) for ask in asks)
         if count > self._limits.max_candidates:
             message = f"the request has {count} responses, at most {self._limits.max_candidates} are allowed"
@@ -62,11 +64,14 @@ class Asking:
         return await self._backend.num_ready()
 
 
-def asking(request: Request) -> Asking:
-    """For `Depends`."""
+def _asking(request: Request) -> Asking:
     found = request.app.state.asking
     assert isinstance(found, Asking)
     return found
+
+
+Asked = Annotated[Asking, Depends(_asking)]
+"""A parameter of an endpoint."""
 
 
 def _refuse(status: int, kind: str, message: str) -> NoReturn:

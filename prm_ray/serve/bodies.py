@@ -5,11 +5,12 @@ Nothing here imports Ray or torch. A failed item has an `error` and null instead
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from prm_ray.serve.scoring import Cost, Failure, Problem
+from prm_ray.serve.scoring import Cost, Failure, ModelFacts, Problem
 
 Text = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -90,6 +91,25 @@ class ItemError(Body):
         return cls(type=failure.kind, message=failure.message)
 
 
+class Reward(Body):
+    """Which number a score is."""
+
+    kind: str
+    """`log_ratio`: of the model to its reference. Otherwise the head or published style whose logits these are."""
+    with_reference: bool
+    aggregation: str | None = None
+    """How step rewards became one number."""
+    sigmoid: bool = False
+
+    @classmethod
+    def of(cls, facts: ModelFacts, aggregation: str | None = None, sigmoid: bool = False) -> Reward:
+        return cls(kind=facts.reward, with_reference=facts.with_reference, aggregation=aggregation, sigmoid=sigmoid)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+
+
 def error_body(kind: str, message: str) -> dict[str, Any]:
     """The body of every reply that is not 2xx."""
     return {"error": {"type": kind, "message": message}}
@@ -99,7 +119,10 @@ def validation_message(errors: list[Any]) -> str:
     """One line out of pydantic's list: `documents.0: Input should be a valid string; ...`, at most three of them."""
     lines = []
     for error in errors[:3]:
-        where = ".".join(str(part)[:100] for part in error["loc"] if part != "body")
+        parts = [str(part)[:100] for part in error["loc"] if part != "body"]
+        where = ".".join(
+            part for part in parts if not part.startswith("<")
+        )  # names of dialects say nothing to a client
         message = "unknown key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
         lines.append(f"{where}: {message}" if where else message)
     if len(errors) > 3:

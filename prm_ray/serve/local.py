@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prm_ray.serve.replica import Replica
-from prm_ray.serve.scoring import Ask, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 
 
 class LocalBackend:
@@ -13,7 +13,7 @@ class LocalBackend:
         self.models = dict(models)
         self._replicas = replicas
 
-    async def score(self, model: str, asks: Sequence[Ask], options: Options) -> Scored:
+    async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
         outcome = await self._replicas[model].score(asks, options)
         if isinstance(outcome, Refusal):
             raise RefusedError(outcome)

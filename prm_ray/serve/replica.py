@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from prm_ray.conversations import split_conversation
 from prm_ray.errors import UserError
 from prm_ray.models import token_char_ends
 from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Timing
-from prm_ray.serve.scoring import Ask, Cost, Failure, Item, Options, Problem, Refusal, Response, Scored
+from prm_ray.serve.scoring import Ask, Conversation, Cost, Failure, Item, Options, Problem, Refusal, Response, Scored
 from prm_ray.texts import ResponseError, ScoredResponse
 
 Prepared = TypeVar("Prepared")
@@ -55,7 +56,7 @@ class Replica:
         # Encoding goes on while the model computes.
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 
-    async def score(self, asks: Sequence[Ask], options: Options) -> Scored | Refusal:
+    async def score(self, asks: Sequence[Ask | Conversation], options: Options) -> Scored | Refusal:
         in_thread = asyncio.get_running_loop().run_in_executor
         try:
             encoded = await in_thread(self._encoder, self._encode, asks, options)
@@ -91,10 +92,15 @@ class Replica:
             self._batcher = Batcher(self._scorer.score_prepared, limits.token_budget, limits.max_queued_tokens)
         return self._batcher
 
-    def _encode(self, asks: Sequence[Ask], options: Options) -> list[_Encoded]:
+    def _encode(self, asks: Sequence[Ask | Conversation], options: Options) -> list[_Encoded]:
         return [self._encode_one(ask, options) for ask in asks]
 
-    def _encode_one(self, ask: Ask, options: Options) -> _Encoded:
+    def _encode_one(self, ask: Ask | Conversation, options: Options) -> _Encoded:
+        if isinstance(ask, Conversation):
+            try:
+                ask = Ask(*split_conversation(self._scorer.tokenizer, ask.whole, ask.prompt))
+            except ResponseError as error:
+                return _Encoded(None, [], set(), {0: Failure(error.kind, str(error))})
         if not any(map(_is_blank, ask.responses)):
             try:
                 prepared = self._scorer.prepare(ask.problem, ask.responses)
@@ -128,7 +134,7 @@ class Replica:
 
     def _answer(
         self,
-        asks: Sequence[Ask],
+        asks: Sequence[Ask | Conversation],
         encoded: Sequence[_Encoded],
         results: Sequence[tuple[list[ScoredResponse], Timing] | BaseException],
         options: Options,

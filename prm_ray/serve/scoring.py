@@ -22,6 +22,19 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """A prompt and one response in a single text of the model's chat template, or its token ids."""
+
+    whole: str | list[int]
+    prompt: str | None = None
+    """Where it is known, the text that the prompt is; else the response is what follows the last assistant header."""
+
+    @property
+    def responses(self) -> Sequence[Response]:
+        return (self.whole,)
+
+
+@dataclass(frozen=True)
 class Options:
     truncate: bool = False
     """Cut a response that is too long behind its prompt, instead of giving it an error."""
@@ -120,7 +133,7 @@ class Backend(Protocol):
 
     models: dict[str, ModelFacts]
 
-    async def score(self, model: str, asks: Sequence[Ask], options: Options) -> Scored:
+    async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
         """Raises `RefusedError`."""
         ...
 

@@ -4,7 +4,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from prm_ray.serve.bodies import validation_message
-from prm_ray.serve.dialects.own import RerankRequest, RewardsRequest
+from prm_ray.serve.dialects.own import RewardsRequest
+from prm_ray.serve.dialects.rerank import RerankRequest
 
 
 def refusal(model: type[BaseModel], body: object) -> str:
@@ -14,7 +15,7 @@ def refusal(model: type[BaseModel], body: object) -> str:
 
 
 @pytest.mark.parametrize("name", ["query", "problem"])
-@pytest.mark.parametrize("items", ["documents", "responses", "texts"])
+@pytest.mark.parametrize("items", ["documents", "responses"])
 def test_rerank_reads_the_names_of_other_rerankers(name: str, items: str) -> None:
     request = RerankRequest.model_validate({name: "1 + 1", items: ["2", {"text": "3"}, [4]], "model": "m", "top_n": 1})
     assert request.prompt() == "1 + 1"

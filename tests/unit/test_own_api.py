@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
-from prm_ray.serve.dialects.own import sigmoid
+from prm_ray.serve.bodies import sigmoid
 from tests.serving import LIMITS, asked, post, tiny_api, tiny_scorer
 
 PROBLEM = "1 + 2 + 4"
