@@ -26,7 +26,7 @@ class StrictJsonRequest(Request):
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
-            raise RefusedError(Refusal(400, "invalid_json", f"the body is not valid JSON: {error}")) from None
+            raise HTTPException(400, f"the body is not valid JSON: {error}") from None
 
 
 class StrictJsonRoute(APIRoute):
@@ -89,9 +89,9 @@ async def _answer_refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
-    """An unknown path, a wrong method."""
+    """An unknown path, a wrong method, a body that is no JSON."""
     assert isinstance(error, HTTPException)
-    kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    kind = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     return JSONResponse(error_body(kind, str(error.detail)), status_code=error.status_code, headers=error.headers)
 
 

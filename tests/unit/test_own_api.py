@@ -132,7 +132,8 @@ def test_what_is_no_json_is_answered_in_kind(api: FastAPI, body: bytes) -> None:
             api, lambda client: client.post("/v1/rewards", content=body, headers={"content-type": "application/json"})
         )
     )
-    assert reply.status_code in (400, 422) and reply.json()["error"]["message"]
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"]) in {(400, "invalid_json"), (422, "invalid_request")} and error["message"]
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(scorer: Scorer) -> None:

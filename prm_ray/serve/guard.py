@@ -1,0 +1,166 @@
+"""What stands before the endpoints: a request id, the key, its rate, and limits on the body. Plain ASGI.
+
+Refusals have the same body as everywhere (`bodies.error_body`); health checks and the playground's page need no key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from prm_ray.serve.bodies import error_body
+from prm_ray.serve.keys import ApiKey, KeyRing, RateLimit
+from prm_ray.serve.scoring import Refusal, RefusedError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+"""Need no key."""
+_REQUEST_ID = re.compile(r"[\w.:-]{1,200}")
+
+
+@dataclass(frozen=True)
+class GuardLimits:
+    max_body_bytes: int
+    body_timeout_seconds: float
+    """From one piece of the body to the next."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One answered request, for logs and metrics."""
+
+    request_id: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    key: str | None
+    """Its name."""
+
+
+class Guard:
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        limits: GuardLimits,
+        keys: KeyRing | None = None,
+        on_seen: Callable[[Seen], None] | None = None,
+    ):
+        self._app, self._limits, self._keys, self._on_seen = app, limits, keys, on_seen
+        self._rates = RateLimit()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        start, status, key = time.monotonic(), None, None
+        body = _LimitedBody(self._limits, receive)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if body.refusal is not None and status is None:
+                return  # what the application makes of a body cut short
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            key = self._let_in(scope["path"], headers)
+            body.check_announced(headers)
+            await self._app(scope, body.receive, send_with_id)
+        except RefusedError as error:
+            await _answer(error.refusal)(scope, receive, send_with_id)
+        except Exception:
+            if body.refusal is None:
+                raise
+        finally:
+            if body.refusal is not None and status is None:
+                refusal, body.refusal = body.refusal, None
+                await _answer(refusal)(scope, receive, send_with_id)
+            if self._on_seen is not None:
+                name = None if key is None else key.name
+                seconds = time.monotonic() - start
+                self._on_seen(Seen(request_id, scope["method"], scope["path"], status or 500, seconds, name))
+
+    def _let_in(self, path: str, headers: Headers) -> ApiKey | None:
+        """The request's key. Raises `RefusedError` without one, or for one too many requests of it."""
+        if self._keys is None or path in OPEN_PATHS:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        key = self._keys.find(given) if given else None
+        if key is None:
+            raise RefusedError(
+                Refusal(401, "unauthorized", "send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+            )
+        if key.requests_per_minute is not None:
+            wait = self._rates.seconds_to_wait(key.name, key.requests_per_minute, time.monotonic())
+            if wait:
+                message = f"the key {key.name!r} has {key.requests_per_minute} requests a minute; try again later"
+                raise RefusedError(Refusal(429, "rate_limited", message, math.ceil(wait)))
+        return key
+
+
+class _LimitedBody:
+    """The pieces of a body; one that is too large or too slow ends as if the client had left, with `refusal` set."""
+
+    def __init__(self, limits: GuardLimits, receive: Receive):
+        self._limits, self._receive = limits, receive
+        self._size, self._is_whole = 0, False
+        self.refusal: Refusal | None = None
+
+    def check_announced(self, headers: Headers) -> None:
+        """Raises `RefusedError` for a length that is too large before any of it is read."""
+        announced = headers.get("content-length", "")
+        if announced.isdigit() and (len(announced) > 15 or int(announced) > self._limits.max_body_bytes):
+            raise RefusedError(self._too_large())
+
+    async def receive(self) -> Message:
+        if self._is_whole:  # what follows the body is the client's leaving, which may come late
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_seconds):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = self._limits.body_timeout_seconds
+            return self._end(Refusal(408, "body_too_slow", f"no more of the body came within {seconds:g} s"))
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
+            if self._size > self._limits.max_body_bytes:
+                return self._end(self._too_large())
+        return message
+
+    def _end(self, refusal: Refusal) -> Message:
+        self.refusal = refusal
+        return {"type": "http.disconnect"}
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, "body_too_large", f"the body has more than {self._limits.max_body_bytes:,} bytes")
+
+
+def _answer(refusal: Refusal) -> JSONResponse:
+    headers = {"Connection": "close"} if refusal.status in (408, 413) else {}
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(refusal.kind, refusal.message), status_code=refusal.status, headers=headers)

@@ -1,0 +1,121 @@
+"""API keys: stored as SHA-256, one line each in a file that may be changed while the server runs.
+
+    # name  sha256 of the key  requests a minute (optional)
+    trainer 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 600
+
+A key is 32 random bytes, so its plain hash is enough: there is nothing to guess. No key is ever stored or logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from prm_ray.errors import UserError
+
+_LINE = re.compile(r"(?P<name>[\w.-]{1,100})\s+(?P<digest>[0-9a-f]{64})(?:\s+(?P<limit>[1-9]\d{0,8}))?")
+_LOOKED_AT_EVERY = 1.0
+"""Seconds between looks at the file's time stamp."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    name: str
+    digest: str
+    """SHA-256 of the key, 64 hex digits."""
+    requests_per_minute: int | None = None
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """(the key, which is shown once; the line of the file that lets it in)."""
+    key = f"prm-{secrets.token_urlsafe(32)}"
+    return key, f"{name} {digest_of(key)}"
+
+
+def digest_of(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """Raises `UserError` for a file that is not there, holds no key, or has a line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"serve.api_keys_file {str(path)!r} cannot be read: {error}") from None
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise UserError(
+                f"line {number} of serve.api_keys_file {str(path)!r} must be: a name, the key's SHA-256 "
+                "as 64 hex digits, and perhaps the requests a minute"
+            )
+        keys.append(ApiKey(match["name"], match["digest"], int(match["limit"]) if match["limit"] else None))
+    if not keys:
+        raise UserError(f"serve.api_keys_file {str(path)!r} holds no key; make one with prm-ray key NAME")
+    return keys
+
+
+class KeyRing:
+    """The keys of a file, read again when it changes. A file that went wrong meanwhile leaves the last good ones."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._keys = read_keys(path)
+        self._stamp = self._stamp_now()
+        self._looked_at = time.monotonic()
+
+    def find(self, key: str) -> ApiKey | None:
+        """Every digest is compared, each in constant time: how long it takes says nothing about any of them."""
+        self._look()
+        digest = digest_of(key)
+        found = None
+        for known in self._keys:
+            if hmac.compare_digest(known.digest, digest):
+                found = known
+        return found
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < _LOOKED_AT_EVERY:
+            return
+        self._looked_at = now
+        stamp = self._stamp_now()
+        if stamp is None or stamp == self._stamp:
+            return
+        try:
+            self._keys, self._stamp = read_keys(self._path), stamp
+        except UserError:
+            return
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
+
+class RateLimit:
+    """So many requests a minute for each name, spread evenly, with a burst of a sixth of a minute's at once."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def seconds_to_wait(self, name: str, per_minute: int, now: float) -> float:
+        """0 = go ahead, and that request is counted."""
+        burst, rate = max(1.0, per_minute / 6), per_minute / 60
+        room, last = self._buckets.get(name, (burst, now))
+        room = min(burst, room + (now - last) * rate)
+        if room < 1:
+            self._buckets[name] = (room, now)
+            return (1 - room) / rate
+        self._buckets[name] = (room - 1, now)
+        return 0.0

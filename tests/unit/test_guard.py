@@ -1,0 +1,151 @@
+"""Keys, rates, body limits and request ids before an application that echoes its body."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from prm_ray.errors import UserError
+from prm_ray.serve.guard import Guard, GuardLimits, Seen
+from prm_ray.serve.keys import KeyRing, RateLimit, new_key, read_keys
+
+LIMITS = GuardLimits(max_body_bytes=1000, body_timeout_seconds=0.2)
+
+
+async def echo(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(f"{request.state.request_id} {len(await request.body())}")
+
+
+APP = Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in ("/v1/score", "/healthz", "/")])
+
+
+def ask(guard: Guard, path: str = "/v1/score", **request: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://test") as client:
+            return await client.post(path, **request)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> tuple[Path, str]:
+    key, line = new_key("trainer")
+    path = tmp_path / "keys"
+    path.write_text(f"# who may\n\n{line}\n")
+    return path, key
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_without_a_valid_key_nobody_is_let_in(key_file: tuple[Path, str]) -> None:
+    path, key = key_file
+    guard = Guard(APP, LIMITS, KeyRing(path))
+    assert ask(guard, headers=bearer(key)).status_code == 200
+    assert ask(guard, headers={"X-API-Key": key}).status_code == 200
+    for headers in ({}, bearer(key[:-1]), bearer(key + "x"), {"Authorization": key}, bearer(""), {"X-API-Key": "é"}):
+        refused = ask(guard, headers={name: value.encode() for name, value in headers.items()})
+        assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["error"]["type"] == "unauthorized" and key not in refused.text
+    for open_path in ("/healthz", "/"):
+        assert ask(guard, open_path).status_code == 200
+
+
+def test_a_key_is_revoked_and_another_let_in_while_the_server_runs(key_file: tuple[Path, str]) -> None:
+    path, old = key_file
+    ring = KeyRing(path)
+    ring._looked_at -= 10
+    new, line = new_key("second")
+    path.write_text(f"{line} 600\n")
+    os.utime(path, ns=(1, 1))
+    assert ring.find(old) is None
+    found = ring.find(new)
+    assert found is not None and (found.name, found.requests_per_minute) == ("second", 600)
+    path.write_text("nonsense")
+    ring._looked_at -= 10
+    assert ring.find(new) is not None, "a file that went wrong must not lock everybody out"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no key; make one with prm-ray key NAME"),
+        ("# nobody\n", "holds no key"),
+        ("trainer secret\n", "line 1 of serve.api_keys_file '.*' must be: a name, the key's SHA-256"),
+        (f"trainer {'a' * 64} 0\n", "line 1"),
+    ],
+)
+def test_a_file_without_keys_starts_no_server(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_keys(tmp_path / "keys")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_keys(tmp_path / "nowhere")
+
+
+def test_a_key_stores_no_secret(key_file: tuple[Path, str]) -> None:
+    path, key = key_file
+    assert key not in path.read_text() and len(key) > 40 and new_key("a")[0] != new_key("a")[0]
+
+
+def test_a_key_has_its_rate(key_file: tuple[Path, str]) -> None:
+    path, key = key_file
+    path.write_text(path.read_text().rstrip() + " 12\n")
+    guard = Guard(APP, LIMITS, KeyRing(path))
+    replies = [ask(guard, headers=bearer(key)) for _ in range(4)]
+    assert [reply.status_code for reply in replies] == [200, 200, 429, 429]
+    assert replies[2].json()["error"]["type"] == "rate_limited" and 1 <= int(replies[2].headers["retry-after"]) <= 5
+
+
+def test_a_rate_recovers_with_time_and_names_do_not_share_it() -> None:
+    rates = RateLimit()
+    assert [rates.seconds_to_wait("a", 60, 0.0) for _ in range(10)] == [0.0] * 10
+    assert rates.seconds_to_wait("a", 60, 0.0) == pytest.approx(1.0)
+    assert rates.seconds_to_wait("b", 60, 0.0) == 0.0
+    assert rates.seconds_to_wait("a", 60, 1.0) == 0.0 and rates.seconds_to_wait("a", 60, 1.0) > 0
+
+
+def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not() -> None:
+    guard = Guard(APP, LIMITS)
+    assert ask(guard, content=b"x" * 1000).status_code == 200
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 100
+
+    for request in ({"content": b"x" * 1001}, {"content": pieces()}, {"headers": {"Content-Length": "9" * 30}}):
+        refused = ask(guard, **request)
+        assert refused.status_code == 413 and refused.json()["error"]["type"] == "body_too_large"
+
+
+def test_a_body_that_stops_coming_is_not_waited_for() -> None:
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(5)
+        yield b"x"
+
+    refused = ask(Guard(APP, LIMITS), content=stuck())
+    assert refused.status_code == 408 and refused.json()["error"]["type"] == "body_too_slow"
+
+
+def test_every_reply_has_the_requests_id_and_is_seen(key_file: tuple[Path, str]) -> None:
+    path, key = key_file
+    seen: list[Seen] = []
+    guard = Guard(APP, LIMITS, KeyRing(path), seen.append)
+    named = ask(guard, headers={**bearer(key), "X-Request-ID": "abc-1"})
+    made = ask(guard, headers={"X-Request-ID": "bad id\x01"})
+    assert named.headers["x-request-id"] == "abc-1" and named.text == "abc-1 0"
+    assert made.status_code == 401 and len(made.headers["x-request-id"]) == 32
+    assert [(each.status, each.key, each.path) for each in seen] == [
+        (200, "trainer", "/v1/score"),
+        (401, None, "/v1/score"),
+    ]
