@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
 from prm_ray.serve.api import make_api
-from prm_ray.serve.asking import RequestLimits
+from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.local import LocalBackend
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import ModelFacts
@@ -22,12 +22,14 @@ def tiny_scorer(policy: str, reference: str) -> Scorer:
     return Scorer.from_pretrained(policy, reference, dtype="float32", beta=0.5, step_rule="newline")
 
 
-def tiny_api(scorers: dict[str, Any], limits: Limits = LIMITS, **request_limits: Any) -> FastAPI:
+def tiny_api(
+    scorers: dict[str, Any], limits: Limits = LIMITS, gateway: Gateway | None = None, **request_limits: Any
+) -> FastAPI:
     """An application that serves each scorer under its name."""
     backend = LocalBackend(
         {name: FACTS(name) for name in scorers}, {name: Replica(scorer, limits) for name, scorer in scorers.items()}
     )
-    return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)))
+    return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)), gateway)
 
 
 async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:

@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from prm_ray.serve.asking import Asking, RequestLimits
+from prm_ray.serve.asking import Asking, Gateway, RequestLimits
 from prm_ray.serve.bodies import error_body, validation_message
-from prm_ray.serve.dialects import openrlhf, own, rerank, vllm
+from prm_ray.serve.dialects import chat, openrlhf, own, rerank, vllm
 from prm_ray.serve.scoring import Backend, Refusal, RefusedError
 
-DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router)
+DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, chat.router)
 
 
 class StrictJsonRequest(Request):
@@ -39,14 +39,14 @@ class StrictJsonRoute(APIRoute):
         return handle_strictly
 
 
-def make_api(backend: Backend, limits: RequestLimits) -> FastAPI:
+def make_api(backend: Backend, limits: RequestLimits, gateway: Gateway | None = None) -> FastAPI:
     api = FastAPI(
         title="prm_ray",
         description="Rewards of process reward models, for each step and each response.",
         docs_url="/docs",
         redoc_url=None,
     )
-    api.state.asking = Asking(backend, limits)
+    api.state.asking = Asking(backend, limits, gateway)
     api.router.route_class = StrictJsonRoute
     for router in DIALECTS:
         router.route_class = StrictJsonRoute

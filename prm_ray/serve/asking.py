@@ -6,10 +6,11 @@ import asyncio
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 
+from prm_ray.serve.generator import Generated, Generator
 from prm_ray.serve.scoring import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 
 
@@ -20,11 +21,24 @@ class RequestLimits:
     timeout_seconds: float
 
 
+@dataclass(frozen=True)
+class Gateway:
+    """Where the candidates of `/v1/chat/completions` come from."""
+
+    generator: Generator
+    best_of: int
+    """Candidates of a request that does not say."""
+    answer_pattern: str | None
+    """Regex of the final answer, by which candidates vote together."""
+    timeout_seconds: float
+    """After it the candidates that are there are used."""
+
+
 class Asking:
     """The models, for endpoints. Whatever cannot be answered raises `RefusedError`."""
 
-    def __init__(self, backend: Backend, limits: RequestLimits):
-        self._backend, self._limits = backend, limits
+    def __init__(self, backend: Backend, limits: RequestLimits, gateway: Gateway | None = None):
+        self._backend, self._limits, self._gateway = backend, limits, gateway
 
     def models(self) -> Iterable[ModelFacts]:
         return self._backend.models.values()
@@ -56,6 +70,19 @@ class Asking:
         if failures[0] is not None and all(failure and failure.kind == "too_long" for failure in failures):
             _refuse(413, "too_many_tokens", failures[0].message)
         return scored
+
+    def gateway(self) -> Gateway:
+        if self._gateway is None:
+            _refuse(404, "no_generator", "this server has no generator: start it with serve.generator_url")
+        return self._gateway
+
+    async def generate(self, body: dict[str, Any], count: int) -> Generated:
+        """`count` candidates, or as many as came in time."""
+        gateway = self.gateway()
+        if count > self._limits.max_candidates:
+            message = f"the request asks for {count} candidates, at most {self._limits.max_candidates} are allowed"
+            _refuse(413, "too_many_candidates", message)
+        return await gateway.generator.generate(body, count, gateway.timeout_seconds)
 
     def id(self, given: str | None) -> str:
         return given or uuid.uuid4().hex

@@ -1,0 +1,248 @@
+"""The gateway: OpenAI's chat completions, where the best of several candidates by the reward is the answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from pydantic import ConfigDict, Field, model_validator
+
+from prm_ray.answers import final_answer
+from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
+from prm_ray.serve.asking import Asked, Asking
+from prm_ray.serve.bodies import Body, ItemError, Message
+from prm_ray.serve.generator import Generated
+from prm_ray.serve.scoring import Ask, Item, ModelFacts, Refusal, RefusedError, Scored
+from prm_ray.settings import Aggregation
+
+router = APIRouter(tags=["gateway"])
+
+
+class PrmOptions(Body):
+    """How the answer is chosen."""
+
+    model: str | None = None
+    """The reward model, one of /v1/models; none = the first."""
+    aggregation: Aggregation | None = None
+    vote: Literal["none", "weighted", "majority"] = "none"
+    """Candidates with the same final answer vote together, with the softmax of their rewards or with one each."""
+    return_candidates: bool = False
+
+
+class ChatRequest(Body):
+    """As OpenAI's; what is not named here goes to the generator as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    n: int = Field(1, ge=1)
+    """Choices in the reply, best first."""
+    best_of: int | None = Field(None, ge=1)
+    """Candidates to choose from; none = the server's own number, at least n."""
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    prm: PrmOptions = PrmOptions()
+
+    @model_validator(mode="after")
+    def _enough(self) -> ChatRequest:
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of is {self.best_of}; it must be at least n, {self.n}")
+        if self.messages[-1].role != "user":
+            raise ValueError("the last of messages must have the role user")
+        return self
+
+    def for_generator(self) -> dict[str, Any]:
+        """The body without what chooses among the candidates."""
+        ours = {"n", "best_of", "stream", "stream_options", "prm"}
+        return {key: value for key, value in self.model_dump(exclude_unset=True).items() if key not in ours}
+
+
+class ChoiceMessage(Body):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(Body):
+    index: int
+    message: ChoiceMessage
+    finish_reason: str
+    logprobs: None = None
+
+
+class ChatUsage(Body):
+    """Of the generator, over all candidates."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ScoredCandidate(Body):
+    text: str
+    reward: float | None
+    step_rewards: list[float] | None
+    steps: list[str] | None
+    answer: str | None = None
+    error: ItemError | None = None
+
+
+class PrmMetadata(Body):
+    model: str
+    aggregation: str
+    vote: str
+    num_candidates: int
+    num_requested: int
+    rewards: list[float | None]
+    """Of the choices."""
+    step_rewards: list[list[float] | None]
+    problems: list[str]
+    """Why there are fewer candidates than requested, or some could not be scored."""
+    scored_tokens: int
+    candidates: list[ScoredCandidate] | None = None
+
+
+class ChatReply(Body):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: ChatUsage
+    prm_metadata: PrmMetadata
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat_completions(request: ChatRequest, ask: Asked) -> ChatReply | StreamingResponse:
+    """The best of `best_of` candidates by the reward model, or the `n` best of them."""
+    reply = await _answer(request, ask)
+    if not request.stream:
+        return reply
+    with_usage = bool((request.stream_options or {}).get("include_usage"))
+    return StreamingResponse(_events(reply, with_usage), media_type="text/event-stream")
+
+
+async def _answer(request: ChatRequest, ask: Asking) -> ChatReply:
+    facts = ask.model(request.prm.model)
+    count = max(request.n, request.best_of or ask.gateway().best_of)
+    generated = await ask.generate(request.for_generator(), count)
+    messages = [message.model_dump() for message in request.messages]
+    scored = await ask.score(facts, [Ask(messages, [each.text for each in generated.candidates])])
+    return _reply(request, ask, facts, generated, scored, count)
+
+
+def _reply(
+    request: ChatRequest, ask: Asking, facts: ModelFacts, generated: Generated, scored: Scored, count: int
+) -> ChatReply:
+    (items,) = scored.items
+    aggregation = request.prm.aggregation or facts.aggregation
+    answers = [final_answer(each.text, ask.gateway().answer_pattern) for each in generated.candidates]
+    order = _order(items, answers, aggregation, request.prm.vote)
+    chosen = order[: request.n]
+    failures = [item.failure.message for item in items if item.failure is not None]
+    metadata = PrmMetadata(
+        model=facts.name,
+        aggregation=aggregation,
+        vote=request.prm.vote,
+        num_candidates=len(items),
+        num_requested=count,
+        rewards=[_reward(items[index], aggregation) for index in chosen],
+        step_rewards=[items[index].step_rewards or None for index in chosen],
+        problems=[*generated.problems, *dict.fromkeys(failures)],
+        scored_tokens=scored.cost.total_tokens,
+        candidates=_candidates(generated, items, answers, aggregation) if request.prm.return_candidates else None,
+    )
+    usage = ChatUsage(
+        prompt_tokens=generated.prompt_tokens,
+        completion_tokens=generated.completion_tokens,
+        total_tokens=generated.prompt_tokens + generated.completion_tokens,
+    )
+    choices = [
+        Choice(
+            index=place,
+            message=ChoiceMessage(content=generated.candidates[index].text),
+            finish_reason=generated.candidates[index].finish_reason,
+        )
+        for place, index in enumerate(chosen)
+    ]
+    return ChatReply(
+        id=f"chatcmpl-{ask.id(None)}",
+        created=int(time.time()),
+        model=generated.model or request.model or facts.name,
+        choices=choices,
+        usage=usage,
+        prm_metadata=metadata,
+    )
+
+
+def _order(items: list[Item], answers: list[str | None], aggregation: str, vote: str) -> list[int]:
+    """Candidates best first; those that could not be scored last. Raises `RefusedError` if none could be."""
+    good = [index for index, item in enumerate(items) if item.failure is None]
+    if not good:
+        reasons = "; ".join(dict.fromkeys(item.failure.message for item in items if item.failure is not None))
+        raise RefusedError(Refusal(502, "not_scored", f"none of {len(items)} candidates could be scored: {reasons}"))
+    rewards = [items[index].rewards[aggregation] for index in good]
+    order = sorted(range(len(good)), key=lambda place: -rewards[place])
+    if vote != "none" and any(answers[index] is not None for index in good):
+        voted = [answers[index] for index in good]
+        winner = (
+            majority_vote(voted)
+            if vote == "majority"
+            else weighted_vote(voted, np.exp(log_vote_weights(rewards, "softmax")))
+        )
+        agreeing = [place for place in order if voted[place] == voted[winner]]
+        order = agreeing + [place for place in order if place not in agreeing]
+    return [good[place] for place in order] + [index for index in range(len(items)) if index not in good]
+
+
+def _reward(item: Item, aggregation: str) -> float | None:
+    return None if item.failure else item.rewards[aggregation]
+
+
+def _candidates(
+    generated: Generated, items: list[Item], answers: list[str | None], aggregation: str
+) -> list[ScoredCandidate]:
+    return [
+        ScoredCandidate(
+            text=candidate.text,
+            reward=_reward(item, aggregation),
+            step_rewards=item.step_rewards or None,
+            steps=item.steps or None,
+            answer=answer,
+            error=None if item.failure is None else ItemError.of(item.failure),
+        )
+        for candidate, item, answer in zip(generated.candidates, items, answers, strict=True)
+    ]
+
+
+async def _events(reply: ChatReply, with_usage: bool) -> AsyncIterator[str]:
+    """Server-sent events of an answer that is chosen, a line at a time: before that there is nothing to tell."""
+    head = {
+        "id": reply.id,
+        "object": "chat.completion.chunk",
+        "created": reply.created,
+        "model": reply.model,
+    }
+
+    def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        return _event(head | {"choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}]})
+
+    for choice in reply.choices:
+        yield chunk(choice.index, {"role": "assistant", "content": ""})
+        for piece in choice.message.content.splitlines(keepends=True):
+            yield chunk(choice.index, {"content": piece})
+        yield chunk(choice.index, {}, choice.finish_reason)
+    last: dict[str, Any] = {"choices": [], "prm_metadata": reply.prm_metadata.model_dump()}
+    if with_usage:
+        last["usage"] = reply.usage.model_dump()
+    yield _event(head | last)
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"

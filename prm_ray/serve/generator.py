@@ -1,0 +1,117 @@
+"""Candidates from any server that speaks OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+
+from prm_ray.serve.scoring import Refusal, RefusedError
+
+_REQUESTS_AT_ONCE = 4
+"""A request for so many candidates is cut in so many, so that a slow one does not hold the others back."""
+_SMALLEST_CUT = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    text: str
+    finish_reason: str
+
+
+@dataclass
+class Generated:
+    candidates: list[Candidate] = field(default_factory=list)
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+    """Why there are fewer candidates than asked for."""
+
+
+class Generator(Protocol):
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        """`count` candidates to a request body without `n`. Raises `RefusedError` if there are none at all."""
+        ...
+
+
+class HttpGenerator:
+    """An OpenAI-compatible server at a URL, such as `http://127.0.0.1:8001/v1`."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, model: str | None = None):
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), headers=headers, timeout=None)
+        self._model = model
+
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        body = body | ({} if self._model is None else {"model": self._model})
+        cuts = _cut(count)
+        tasks = [asyncio.create_task(self._ask(body | {"n": each, "stream": False})) for each in cuts]
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+        generated = Generated()
+        refusals: list[Refusal] = []
+        for task in tasks:
+            if task in late:
+                refusals.append(Refusal(504, "generator_timeout", f"the generator took longer than {seconds:g} s", 1))
+            elif isinstance(error := task.exception(), RefusedError):
+                refusals.append(error.refusal)
+            else:
+                _add(generated, task.result())
+        if not generated.candidates:
+            raise RefusedError(
+                refusals[0] if refusals else Refusal(502, "bad_generator", "the generator gave no candidate")
+            )
+        generated.problems = list(dict.fromkeys(refusal.message for refusal in refusals))
+        return generated
+
+    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            reply = await self._http.post("/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            message = f"the generator cannot be reached ({type(error).__name__})"
+            raise RefusedError(Refusal(502, "bad_generator", message, 2)) from None
+        if reply.status_code in (400, 404, 413, 422):  # the client's own mistake, in the generator's words
+            raise RefusedError(Refusal(400, "refused_by_generator", _message(reply)))
+        if not reply.is_success:
+            message = f"the generator answered {reply.status_code}: {_message(reply)}"
+            raise RefusedError(Refusal(502, "bad_generator", message, 2))
+        try:
+            found = reply.json()
+            assert isinstance(found, dict) and isinstance(found["choices"], list)
+        except (ValueError, KeyError, AssertionError):
+            raise RefusedError(Refusal(502, "bad_generator", "the generator's reply is no chat completion")) from None
+        return found
+
+
+def _cut(count: int) -> list[int]:
+    """Sizes of the requests that together ask for `count` candidates."""
+    number = max(1, min(_REQUESTS_AT_ONCE, count // _SMALLEST_CUT))
+    size = math.ceil(count / number)
+    return [min(size, count - start) for start in range(0, count, size)]
+
+
+def _add(generated: Generated, reply: dict[str, Any]) -> None:
+    usage = reply.get("usage") or {}
+    generated.model = generated.model or str(reply.get("model", ""))
+    generated.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+    generated.completion_tokens += int(usage.get("completion_tokens") or 0)
+    for choice in reply["choices"]:
+        text = (choice.get("message") or {}).get("content")
+        if isinstance(text, str) and text.strip():
+            generated.candidates.append(Candidate(text, str(choice.get("finish_reason") or "stop")))
+
+
+def _message(reply: httpx.Response) -> str:
+    """What a server says of its own refusal, in at most 300 letters."""
+    try:
+        body = reply.json()
+        error = body.get("error", body)
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        text = reply.text
+    return str(text)[:300]

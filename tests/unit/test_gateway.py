@@ -1,0 +1,166 @@
+"""The best-of-N gateway before generators that answer well, late, in part, wrongly or not at all."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from prm_ray.scorer import Scorer
+from prm_ray.serve.asking import Gateway
+from prm_ray.serve.generator import HttpGenerator
+from tests.serving import asked, post, tiny_api, tiny_scorer
+
+PROBLEM = "1 + 2 + 4"
+TEXTS = ["1 + 2 = 3\n3 + 4 = 7", "1 + 2 = 4\n8", "7", "1 + 2 = 3\n7", "9", "0\n7", "6", "1 + 2 = 3\n8"]
+
+
+class ScriptedGenerator(BaseHTTPRequestHandler):
+    """Answers each request as `script` says of the number it has among them."""
+
+    script: Any
+    bodies: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).bodies.append(body)
+        status, reply = type(self).script(len(self.bodies) - 1, body)
+        content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        with suppress(BrokenPipeError):  # the gateway has stopped waiting
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def completion(texts: list[str]) -> dict[str, Any]:
+    choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in texts]
+    usage = {"prompt_tokens": 5, "completion_tokens": 10 * len(texts)}
+    return {"model": "generator", "choices": choices, "usage": usage}
+
+
+def well(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+    return 200, completion(TEXTS[4 * number : 4 * number + body["n"]])
+
+
+@pytest.fixture
+def generator() -> Iterator[tuple[type[ScriptedGenerator], str]]:
+    handler = type("Handler", (ScriptedGenerator,), {"script": staticmethod(well), "bodies": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield handler, f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: str, other_tiny_model: str) -> Scorer:
+    return tiny_scorer(tiny_model, other_tiny_model)
+
+
+def ask(scorer: Scorer, url: str, seconds: float = 10.0, **body: Any) -> httpx.Response:
+    async def call() -> httpx.Response:
+        gateway = Gateway(HttpGenerator(url), 8, r"(\d+)\Z", seconds)
+        request = {"model": "any", "messages": [{"role": "user", "content": PROBLEM}], **body}
+        (reply,) = await asked(tiny_api({"demo": scorer}, gateway=gateway), post("/v1/chat/completions", request))
+        return reply
+
+    return asyncio.run(call())
+
+
+def test_the_best_candidate_by_the_reward_is_the_answer(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    handler, url = generator
+    reply = ask(scorer, url, n=2, temperature=0.7, prm={"return_candidates": True, "aggregation": "mean"})
+    assert reply.status_code == 200, reply.text
+    found = reply.json()
+    rewards = [each.rewards["mean"] for each in scorer.score(PROBLEM, TEXTS)]
+    order = sorted(range(8), key=lambda index: -rewards[index])
+    assert [choice["message"]["content"] for choice in found["choices"]] == [TEXTS[index] for index in order[:2]]
+    assert found["prm_metadata"]["rewards"] == pytest.approx([rewards[index] for index in order[:2]], abs=1e-5)
+    assert [each["reward"] for each in found["prm_metadata"]["candidates"]] == pytest.approx(rewards, abs=1e-5)
+    assert found["usage"] == {"prompt_tokens": 10, "completion_tokens": 80, "total_tokens": 90}
+    assert [body["n"] for body in handler.bodies] == [4, 4]
+    assert all(body["temperature"] == 0.7 and "prm" not in body and not body["stream"] for body in handler.bodies)
+
+
+def test_candidates_with_the_same_answer_may_vote_together(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    """Seven is what four of eight say; its best candidate stands for it."""
+    _, url = generator
+    found = ask(scorer, url, prm={"vote": "majority", "return_candidates": True}).json()
+    sevens = [text for text in TEXTS if text.endswith("7")]
+    rewards = {text: each.rewards["min"] for text, each in zip(TEXTS, scorer.score(PROBLEM, TEXTS), strict=True)}
+    assert found["choices"][0]["message"]["content"] == max(sevens, key=lambda text: rewards[text])
+    assert [each["answer"] for each in found["prm_metadata"]["candidates"]][:3] == ["7", "8", "7"]
+
+
+def test_a_stream_ends_as_openais_does(scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]) -> None:
+    _, url = generator
+    reply = ask(scorer, url, stream=True, stream_options={"include_usage": True})
+    *events, done = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+    chunks = [json.loads(event) for event in events]
+    text = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+    assert text in TEXTS and done == "[DONE]" and reply.headers["content-type"].startswith("text/event-stream")
+    assert chunks[-1]["usage"]["completion_tokens"] == 80 and chunks[-1]["prm_metadata"]["num_candidates"] == 8
+
+
+def test_what_came_in_time_is_used_and_it_is_said(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    handler, url = generator
+
+    def second_hangs(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(3 * number)
+        return well(number, body)
+
+    handler.script = staticmethod(second_hangs)
+    start = time.monotonic()
+    found = ask(scorer, url, seconds=1.0).json()
+    assert time.monotonic() - start < 2.5
+    assert (found["prm_metadata"]["num_candidates"], found["prm_metadata"]["num_requested"]) == (4, 8)
+    assert found["prm_metadata"]["problems"] == ["the generator took longer than 1 s"]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "kind"),
+    [
+        (lambda number, body: (500, {"error": {"message": "out of memory"}}), 502, "bad_generator"),
+        (lambda number, body: (200, b"<html>"), 502, "bad_generator"),
+        (lambda number, body: (200, completion([])), 502, "bad_generator"),
+        (lambda number, body: (400, {"error": {"message": "no such model"}}), 400, "refused_by_generator"),
+        (lambda number, body: (time.sleep(2), (200, {}))[1], 504, "generator_timeout"),
+    ],
+)
+def test_a_generator_that_fails_is_named_as_the_cause(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str], script: Any, status: int, kind: str
+) -> None:
+    handler, url = generator
+    handler.script = staticmethod(script)
+    reply = ask(scorer, url, seconds=0.5)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (status, kind), reply.text
+
+
+def test_a_dead_generator_is_502_at_once_and_none_at_all_404(scorer: Scorer) -> None:
+    reply = ask(scorer, "http://127.0.0.1:9/v1")
+    assert reply.status_code == 502 and "cannot be reached" in reply.json()["error"]["message"]
+    body = {"messages": [{"role": "user", "content": "1"}]}
+    (without,) = asyncio.run(asked(tiny_api({"demo": scorer}), post("/v1/chat/completions", body)))
+    assert without.status_code == 404 and without.json()["error"]["type"] == "no_generator"
+
+
+def test_limits_hold_for_candidates_too(scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]) -> None:
+    handler, url = generator
+    assert ask(scorer, url, n=9).status_code == 413 and not handler.bodies
+    too_few = ask(scorer, url, n=4, **{"best_of": 2})
+    assert "best_of is 2; it must be at least n, 4" in too_few.json()["error"]["message"]
