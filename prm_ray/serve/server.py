@@ -20,7 +20,10 @@ from ray.serve.schema import LoggingConfig
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
+from prm_ray.serve.generation import generator_options
+from prm_ray.serve.keys import read_keys
 from prm_ray.serve.served import served_models
+from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
 
@@ -52,14 +55,10 @@ def start(config: RunConfig) -> str:
     models = served_models(config)
     host, port = config.serve.host, config.serve.port
     is_loopback = _is_loopback(host)
+    check_keys(config.serve)
+    if config.serve.generator == "vllm":
+        generator_options(config)
     _check_address(host, port)
-    if not is_loopback:
-        log.warning(
-            "WARNING: serve.host is %s: everyone who reaches this machine on port %d can use the server, "
-            "there is no authentication. Put it behind a gateway that has one.",
-            host,
-            port,
-        )
     start_ray(config)
     from prm_ray.serve.app import APP_NAME, build  # loads torch, which a wrong config should not wait for
 
@@ -71,7 +70,7 @@ def start(config: RunConfig) -> str:
     )
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
-        serve.run(build(config.serve, models), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
+        serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
         stop()
@@ -97,6 +96,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def check_keys(section: ServeSection) -> None:
+    """Raises `UserError` for a file without valid keys, or for none where others than this machine are listened to."""
+    if section.api_keys_file is not None:
+        read_keys(section.api_keys_file)
+    elif not _is_loopback(section.host):
+        raise UserError(
+            f"serve.host {section.host!r} is reached from other machines: serve.api_keys_file must name a file "
+            "with API keys (prm-ray key NAME --file FILE makes one)"
+        )
 
 
 def _is_loopback(host: str) -> bool:
