@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             _WITHOUT_CONFIG[verb](args)
             return
         config = _config(verb, args)
+        if verb == "serve":
+            _serve(config, args.yaml)
+            return
         fresh_from = _fresh_from(verb, args.fresh, config)
         _dispatch(verb, config, fresh_from)
 
@@ -66,11 +69,6 @@ def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
     from prm_ray.runlog import set_up_logging
 
     set_up_logging()
-    if verb == "serve":
-        from prm_ray.serve import server
-
-        server.run(config)
-        return
     from prm_ray.stages import pipeline
 
     if fresh_from:
@@ -83,6 +81,17 @@ def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
         pipeline.run_all(config)
     else:
         pipeline.run_stage(config, verb)
+
+
+def _serve(config: RunConfig, as_yaml: bool) -> None:
+    from prm_ray.runlog import set_up_logging
+    from prm_ray.serve import server
+
+    set_up_logging()
+    if as_yaml:
+        server.print_manifest(config)
+    else:
+        server.run(config)
 
 
 def _experiment(args: argparse.Namespace) -> None:
@@ -194,7 +203,9 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
     else:
         add_config_arguments(parser)
     if verb == "serve":
-        parser.set_defaults(fresh=None)
+        parser.add_argument(
+            "--yaml", action="store_true", help="print the Serve config file for a cluster (serve deploy) instead"
+        )
         return parser
     parser.add_argument(
         "--fresh",

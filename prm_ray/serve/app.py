@@ -18,13 +18,14 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from prm_ray.config import RunConfig
+from prm_ray.config import RunConfig, parse_config
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.generation import ChatModel, generator_options
 from prm_ray.serve.generator import Generated, Generator, HttpGenerator, gather_candidates
 from prm_ray.serve.guard import Guard, GuardLimits
 from prm_ray.serve.keys import KeyRing
+from prm_ray.serve.manifest import APP_NAME
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.served import ServedModel, load_scorer, served_models
@@ -32,7 +33,6 @@ from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.sampling import SamplerOptions
 
-APP_NAME = "prm_ray"
 _TRIES = 4
 """A replica may die with a request, and the next one may be stopping: scoring twice changes nothing."""
 _BEGINNING = 200
@@ -185,6 +185,11 @@ def build(config: RunConfig) -> serve.Application:
     )(serve.ingress()(Ingress))
     settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern)
     return ingress.bind(settings, scorers, _generator(config) if section.generator == "vllm" else None)
+
+
+def from_settings(settings: dict[str, Any]) -> serve.Application:
+    """The application of a Serve config file, whose `args` are the sections of a run's config."""
+    return build(parse_config(settings))
 
 
 def _generator(config: RunConfig) -> Any:

@@ -22,6 +22,7 @@ from prm_ray.errors import UserError
 from prm_ray.runlog import log
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
+from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
 from prm_ray.serve.served import served_models
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
@@ -29,6 +30,12 @@ from prm_ray.stages.pipeline import cause_in_traceback
 
 _ANSWERS_WITHIN_SECONDS = 60
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def print_manifest(config: RunConfig) -> None:
+    """Raises `UserError` for an address that others reach, without keys; the files themselves are on the cluster."""
+    _check_has_keys(config.serve)
+    print(to_yaml(config), end="")
 
 
 def run(config: RunConfig) -> None:
@@ -60,12 +67,12 @@ def start(config: RunConfig) -> str:
         generator_options(config)
     _check_address(host, port)
     start_ray(config)
-    from prm_ray.serve.app import APP_NAME, build  # loads torch, which a wrong config should not wait for
+    from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly" if is_loopback else "EveryNode",
-        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + 10},
+        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS},
         logging_config=_QUIET,
     )
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
@@ -100,9 +107,13 @@ def free_port() -> int:
 
 def check_keys(section: ServeSection) -> None:
     """Raises `UserError` for a file without valid keys, or for none where others than this machine are listened to."""
+    _check_has_keys(section)
     if section.api_keys_file is not None:
         read_keys(section.api_keys_file)
-    elif not _is_loopback(section.host):
+
+
+def _check_has_keys(section: ServeSection) -> None:
+    if section.api_keys_file is None and not _is_loopback(section.host):
         raise UserError(
             f"serve.host {section.host!r} is reached from other machines: serve.api_keys_file must name a file "
             "with API keys (prm-ray key NAME --file FILE makes one)"
