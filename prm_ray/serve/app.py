@@ -23,7 +23,7 @@ from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.generation import ChatModel, generator_options
 from prm_ray.serve.generator import Generated, Generator, HttpGenerator, gather_candidates
-from prm_ray.serve.guard import Guard, GuardLimits
+from prm_ray.serve.guard import Guard, GuardLimits, Traffic
 from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.manifest import APP_NAME
 from prm_ray.serve.replica import Limits, Replica
@@ -135,6 +135,7 @@ class Ingress:
         self, settings: IngressSettings, scorers: list[DeploymentHandle], generator: DeploymentHandle | None = None
     ):
         self._settings, self._scorers, self._generator = settings, scorers, generator
+        self._traffic = Traffic()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         section = self._settings.section
@@ -145,8 +146,12 @@ class Ingress:
         )
         limits = GuardLimits(int(section.max_body_mb * 2**20), section.body_timeout_seconds)
         keys = None if section.api_keys_file is None else KeyRing(section.api_keys_file)
-        api.add_middleware(Guard, limits=limits, keys=keys)
+        api.add_middleware(Guard, limits=limits, keys=keys, traffic=self._traffic)
         return api
+
+    async def drain(self) -> None:
+        """Refuse new requests; returns when all that were let in have their answers."""
+        await self._traffic.drain()
 
     def _gateway(self) -> Gateway | None:
         section = self._settings.section

@@ -35,6 +35,6 @@ def manifest(config: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    import yaml  # comes with Ray
+    import yaml  # type: ignore[import-untyped]  # comes with Ray
 
     return yaml.safe_dump(manifest(config), sort_keys=False, allow_unicode=True)

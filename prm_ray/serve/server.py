@@ -14,6 +14,7 @@ import urllib.request
 from types import FrameType
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
@@ -23,7 +24,7 @@ from prm_ray.runlog import log
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
-from prm_ray.serve.served import served_models
+from prm_ray.serve.served import ServedModel, served_models
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
@@ -40,15 +41,18 @@ def print_manifest(config: RunConfig) -> None:
 
 def run(config: RunConfig) -> None:
     """Serve the trained model of a run until Ctrl-C or SIGTERM (which `ray job stop` sends)."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    base_url = start(config)
+    models = _check(config)
+    start_ray(config)
+    signal.signal(signal.SIGTERM, _interrupt)  # not before: Ray, when it starts, puts a handler of its own in its place
+    base_url = _deploy(config, models)
     body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
     log.info("serving at %s, stop with Ctrl-C; try:\n  curl %s/rerank --json '%s'", base_url, base_url, body)
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        log.info("stopping")
+        log.info("stopping: requests that were let in are answered first")
+        _drain(config.serve)
     finally:
         stop()
 
@@ -59,19 +63,27 @@ def start(config: RunConfig) -> str:
     Raises `UserError`, before anything heavy starts where that is possible, if there is no trained model, the address
     cannot be used, or the model does not load.
     """
+    models = _check(config)
+    start_ray(config)
+    return _deploy(config, models)
+
+
+def _check(config: RunConfig) -> list[ServedModel]:
     models = served_models(config)
-    host, port = config.serve.host, config.serve.port
-    is_loopback = _is_loopback(host)
     check_keys(config.serve)
     if config.serve.generator == "vllm":
         generator_options(config)
-    _check_address(host, port)
-    start_ray(config)
+    _check_address(config.serve.host, config.serve.port)
+    return models
+
+
+def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
     from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    host, port = config.serve.host, config.serve.port
     serve.start(
-        proxy_location="HeadOnly" if is_loopback else "EveryNode",
+        proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
         http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS},
         logging_config=_QUIET,
     )
@@ -91,6 +103,15 @@ def start(config: RunConfig) -> str:
     base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     _wait_until_it_answers(base_url)
     return base_url
+
+
+def _drain(section: ServeSection) -> None:
+    """Let requests end, as long as one may take; a second Ctrl-C stops at once."""
+    longest = section.timeout_seconds + (section.generator_timeout_seconds if section.generator else 0)
+    try:
+        serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=longest)
+    except (KeyboardInterrupt, TimeoutError, RayServeException, RayError) as error:
+        log.warning("stopped before all requests were answered (%s)", type(error).__name__)
 
 
 def stop() -> None:
