@@ -177,8 +177,17 @@ def build(config: RunConfig) -> serve.Application:
     """
     section = config.serve
     models = served_models(config)
-    scorers = [_scorer(section, number, model) for number, model in enumerate(models)]
-    room = section.max_ongoing_requests
+    scorers = [
+        scorer_deployment(section, number).bind(*_replica_arguments(section, model))
+        for number, model in enumerate(models)
+    ]
+    settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern)
+    return bind_ingress(settings, scorers, _generator(config) if section.generator == "vllm" else None)
+
+
+def bind_ingress(settings: IngressSettings, scorers: list[Any], generator: Any = None) -> serve.Application:
+    """`scorers` are bound deployments with the methods of `ScorerReplica`, in the order of the settings' models."""
+    room = settings.section.max_ongoing_requests
     ingress: Any = serve.deployment(
         name="Ingress",
         num_replicas=1,
@@ -188,8 +197,7 @@ def build(config: RunConfig) -> serve.Application:
         max_surge_percent=100,  # while it is replaced, the old one answers
         max_constructor_retry_count=1,
     )(serve.ingress()(Ingress))
-    settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern)
-    return ingress.bind(settings, scorers, _generator(config) if section.generator == "vllm" else None)
+    return ingress.bind(settings, scorers, generator)
 
 
 def from_settings(settings: dict[str, Any]) -> serve.Application:
@@ -210,7 +218,7 @@ def _generator(config: RunConfig) -> Any:
     return deployment.bind(options, Path(options.model).name, config.prompt.chat_template)
 
 
-def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
+def scorer_deployment(section: ServeSection, number: int, replica: type = ScorerReplica) -> Any:
     scaling: dict[str, Any] = {"num_replicas": section.num_replicas}
     if section.max_replicas is not None:
         scaling = {
@@ -218,7 +226,7 @@ def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
                 min_replicas=section.num_replicas, max_replicas=section.max_replicas
             )
         }
-    deployment: Any = serve.deployment(
+    return serve.deployment(
         name=deployment_name(number),
         ray_actor_options={"num_cpus": 1, "num_gpus": section.gpus_per_replica},
         max_ongoing_requests=section.max_ongoing_requests,
@@ -228,9 +236,12 @@ def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
         max_surge_percent=50,
         max_constructor_retry_count=1,  # a model that does not load does not load the second time either
         **scaling,
-    )(ScorerReplica)
+    )(replica)
+
+
+def _replica_arguments(section: ServeSection, model: ServedModel) -> tuple[ServedModel, Limits, int]:
     limits = Limits(section.max_tokens, section.max_queued_tokens, model.token_budget)
-    return deployment.bind(model, limits, section.num_replicas)
+    return model, limits, section.num_replicas
 
 
 def _session(ask: Ask | Conversation) -> str:
