@@ -175,18 +175,16 @@ def _job(folder: Path) -> dict[str, Any]:
 
 
 def show(found: dict[str, Figures]) -> None:
-    one = found["kills"]
-    print(
-        f"\n{one['killed']} replicas killed in {one['seconds']:.0f} s: {one['right']} requests right, "
-        f"{one['wrong']} wrong, {one['zero']} with a reward of 0, {one['failed']} failed after retries; replies by status: {one['statuses']}"
-    )
-    two = found["overload"]
-    loaded, unloaded = two["loaded"], two["unloaded"]
-    print(
-        f"{loaded['requests'] / loaded['seconds']:.0f} requests a second where {two['capacity_per_second']:.0f} can "
-        f"be answered: replies by status {loaded['statuses']}; answered ones p50 {loaded['p50']:.2f} s, p99 {loaded['p99']:.2f} s "
-        f"(unloaded {unloaded['p99']:.2f} s); memory {two['memory_mib'][0]:.0f} -> {two['memory_mib'][1]:.0f} MiB"
-    )
+    one, two = found["kills"], found["overload"]
+    print(f"\n{one['killed']} replicas killed in {one['seconds']:.0f} s. Requests, with retries:")
+    print(f"  {one['right']} right, {one['wrong']} wrong, {one['zero']} with a reward of 0, {one['failed']} failed")
+    print(f"  replies by status: {one['statuses']}")
+    loaded, unloaded, (before, after) = two["loaded"], two["unloaded"], two["memory_mib"]
+    rate = loaded["requests"] / loaded["seconds"]
+    print(f"\n{rate:.0f} requests a second, where {two['capacity_per_second']:.0f} can be answered:")
+    print(f"  replies by status: {loaded['statuses']}")
+    print(f"  answered: p50 {loaded['p50']:.2f} s, p99 {loaded['p99']:.2f} s (unloaded p99 {unloaded['p99']:.2f} s)")
+    print(f"  memory of all replicas: {before:.0f} MiB before, {after:.0f} MiB after")
 
 
 def main() -> None:
