@@ -1,10 +1,14 @@
-"""The server in this process: a tiny model behind the HTTP application, asked with httpx."""
+"""The server in this process: a tiny model behind the HTTP application, asked with httpx or over a port."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
@@ -41,3 +45,20 @@ async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> lis
 
 def post(path: str, body: Any) -> Callable[[httpx.AsyncClient], Any]:
     return lambda client: client.post(path, json=body)
+
+
+@contextmanager
+def over_http(app: Callable[..., Any]) -> Iterator[str]:
+    """The application at a free port of this machine; gives its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.02)
+    host, port = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
