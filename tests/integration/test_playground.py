@@ -1,5 +1,6 @@
 """The playground in headless Chromium, before the real application with a tiny model."""
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
 from prm_ray.serve.asking import Gateway
@@ -103,8 +103,8 @@ def test_answers_are_ranked_as_the_api_ranks_and_an_error_is_no_number(url: str,
     assert failed.locator(".number").count() == 0
     assert page.locator(".rank").all_inner_texts()[-1] == "\u2013"
     assert "5 of 6 scored" in page.locator("#summary").inner_text()
-    twins = page.locator(".answer").filter(has_text="Tied")
-    assert twins.count() == 2 and len(set(twins.locator(".rank").all_inner_texts())) == 1
+    tied = page.locator(".answer").filter(has_text="Tied").locator(".rank").all_inner_texts()
+    assert len(tied) == 2 and len(set(tied)) == 1
 
 
 def test_each_step_has_its_number_and_the_first_lowest_is_marked(url: str, opened: Opener) -> None:
@@ -117,12 +117,11 @@ def test_each_step_has_its_number_and_the_first_lowest_is_marked(url: str, opene
         steps = results[index]["steps"]
         rows = page.locator(".answer").nth(place).locator(".step")
         shown = [float(text.replace("\u2212", "-")) for text in rows.locator("> .number").all_inner_texts()]
-        assert shown == pytest.approx([step["reward"] for step in steps], abs=0.006)
-        assert rows.locator(".text").all_inner_texts() == [step["text"].strip() for step in steps]
-        assert [row.get_attribute("data-sign") for row in rows.all()] == [
-            "minus" if step["reward"] < 0 else "plus" for step in steps
-        ]
         rewards = [step["reward"] for step in steps]
+        assert shown == pytest.approx(rewards, abs=0.006)
+        assert rows.locator(".text").all_inner_texts() == [step["text"].strip() for step in steps]
+        signs = ["minus" if reward < 0 else "plus" for reward in rewards]
+        assert [row.get_attribute("data-sign") for row in rows.all()] == signs
         marked = [number for number, row in enumerate(rows.all()) if row.locator(".mark").count()]
         assert marked == ([rewards.index(min(rewards))] if len(steps) > 1 else [])
 
@@ -239,8 +238,12 @@ def test_refusals_and_a_server_that_is_gone_are_said_in_words(scorer: Scorer, op
 class FewCandidates:
     """A generator of which one candidate never comes."""
 
+    def __init__(self, seconds: float = 0.0):
+        self._seconds = seconds
+
     async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
         assert "prm" not in body
+        await asyncio.sleep(self._seconds)
         texts = [HOSTILE, *CANDIDATES][: count - 1]
         return Generated([Candidate(text, "stop") for text in texts], "generator", 5, 5, ["one was late"])
 
@@ -249,8 +252,7 @@ def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scor
     page = opened(url)
     page.get_by_text("This server has no generator").wait_for()
     assert page.get_by_role("button", name="Generate and score").is_disabled()
-    api: FastAPI = tiny_api({"demo": scorer}, gateway=Gateway(FewCandidates(), 3, None, 10.0))
-    with over_http(api) as with_generator:
+    with over_http(tiny_api({"demo": scorer}, gateway=Gateway(FewCandidates(), 3, None, 10.0))) as with_generator:
         page = opened(with_generator)
         page.get_by_label("Problem", exact=True).fill(PROBLEM)
         page.get_by_role("button", name="Generate and score").click()
@@ -258,6 +260,18 @@ def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scor
         assert page.locator("#candidates textarea").all_inner_texts() != [] and len(order(page)) == 2
         assert "1 of 3 did not come: one was late." in page.locator("#summary").inner_text()
         assert page.evaluate("window.hacked") is None
+
+
+def test_a_request_that_takes_long_is_shown_and_can_be_cancelled(scorer: Scorer, opened: Opener) -> None:
+    with over_http(tiny_api({"demo": scorer}, gateway=Gateway(FewCandidates(20.0), 3, None, 30.0))) as url:
+        page = opened(url)
+        page.get_by_label("Problem", exact=True).fill(PROBLEM)
+        page.get_by_role("button", name="Generate and score").click()
+        page.locator("#results[aria-busy=true]").get_by_text("Generating").wait_for()
+        page.get_by_role("button", name="Cancel").click()
+        page.locator("#results[aria-busy=false]").get_by_text("Cancelled.").wait_for()
+        assert page.locator("#score").evaluate("button => button === document.activeElement")
+        assert page.get_by_label("Candidate 1", exact=True).input_value() == "" and page.locator(".answer").count() == 0
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(url: str, opened: Opener) -> None:
