@@ -1,5 +1,6 @@
 """The server in this process: a tiny model behind the HTTP application, asked with httpx or over a port."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from prm_ray.scorer import Scorer
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
+from prm_ray.serve.generator import Candidate, Generated
 from prm_ray.serve.local import LocalBackend
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import ModelFacts
@@ -34,6 +36,18 @@ def tiny_api(
         {name: FACTS(name) for name in scorers}, {name: Replica(scorer, limits) for name, scorer in scorers.items()}
     )
     return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)), gateway)
+
+
+class LateGenerator:
+    """Gives these texts after so many seconds, and always one less than it was asked for."""
+
+    def __init__(self, texts: list[str], seconds: float = 0.0):
+        self._texts, self._seconds = texts, seconds
+
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        await asyncio.sleep(self._seconds)
+        candidates = [Candidate(text, "stop") for text in self._texts[: count - 1]]
+        return Generated(candidates, "generator", 5, 5, ["one was late"])
 
 
 async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:

@@ -1,6 +1,5 @@
 """The playground in headless Chromium, before the real application with a tiny model."""
 
-import asyncio
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,10 +11,9 @@ import pytest
 
 from prm_ray.scorer import Scorer
 from prm_ray.serve.asking import Gateway
-from prm_ray.serve.generator import Candidate, Generated
 from prm_ray.serve.guard import Guard, GuardLimits
 from prm_ray.serve.keys import KeyRing, new_key
-from tests.serving import over_http, tiny_api, tiny_scorer
+from tests.serving import LateGenerator, over_http, tiny_api, tiny_scorer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -124,6 +122,19 @@ def test_each_step_has_its_number_and_the_first_lowest_is_marked(url: str, opene
         assert [row.get_attribute("data-sign") for row in rows.all()] == signs
         marked = [number for number, row in enumerate(rows.all()) if row.locator(".mark").count()]
         assert marked == ([rewards.index(min(rewards))] if len(steps) > 1 else [])
+
+
+def test_equal_rewards_share_the_first_rank_in_the_order_given(tiny_model: str, opened: Opener) -> None:
+    """A policy that is its own reference: every log-ratio is 0."""
+    with over_http(tiny_api({"same": tiny_scorer(tiny_model, tiny_model)})) as url:
+        page = opened(url)
+        fill(page)
+        score(page)
+        assert order(page) == [0, 1, 2, 3, 4]
+        assert set(page.locator(".rank").all_inner_texts()) == {"1"}
+        assert set(page.locator(".number").all_inner_texts()) == {"0", "0.00"}
+        firsts = page.locator(".answer").filter(has=page.locator(".mark")).locator(".step:first-child .mark")
+        assert firsts.count() == page.locator(".mark").count() == 4
 
 
 def test_another_aggregation_ranks_anew_without_a_request(url: str, opened: Opener) -> None:
@@ -235,24 +246,13 @@ def test_refusals_and_a_server_that_is_gone_are_said_in_words(scorer: Scorer, op
     assert page.get_by_label("Candidate 5", exact=True).input_value() == CANDIDATES[4]
 
 
-class FewCandidates:
-    """A generator of which one candidate never comes."""
-
-    def __init__(self, seconds: float = 0.0):
-        self._seconds = seconds
-
-    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
-        assert "prm" not in body
-        await asyncio.sleep(self._seconds)
-        texts = [HOSTILE, *CANDIDATES][: count - 1]
-        return Generated([Candidate(text, "stop") for text in texts], "generator", 5, 5, ["one was late"])
-
-
 def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scorer, url: str, opened: Opener) -> None:
     page = opened(url)
     page.get_by_text("This server has no generator").wait_for()
     assert page.get_by_role("button", name="Generate and score").is_disabled()
-    with over_http(tiny_api({"demo": scorer}, gateway=Gateway(FewCandidates(), 3, None, 10.0))) as with_generator:
+    with over_http(
+        tiny_api({"demo": scorer}, gateway=Gateway(LateGenerator([HOSTILE, *CANDIDATES]), 3, None, 10.0))
+    ) as with_generator:
         page = opened(with_generator)
         page.get_by_label("Problem", exact=True).fill(PROBLEM)
         page.get_by_role("button", name="Generate and score").click()
@@ -263,7 +263,7 @@ def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scor
 
 
 def test_a_request_that_takes_long_is_shown_and_can_be_cancelled(scorer: Scorer, opened: Opener) -> None:
-    with over_http(tiny_api({"demo": scorer}, gateway=Gateway(FewCandidates(20.0), 3, None, 30.0))) as url:
+    with over_http(tiny_api({"demo": scorer}, gateway=Gateway(LateGenerator(CANDIDATES, 20.0), 3, None, 30.0))) as url:
         page = opened(url)
         page.get_by_label("Problem", exact=True).fill(PROBLEM)
         page.get_by_role("button", name="Generate and score").click()
