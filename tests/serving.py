@@ -1,15 +1,21 @@
-"""The server in this process: a tiny model behind the HTTP application, asked with httpx."""
+"""The server in this process: a tiny model behind the HTTP application, asked with httpx or over a port."""
 
-from collections.abc import Callable
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
+from prm_ray.serve.generator import Candidate, Generated
 from prm_ray.serve.local import LocalBackend
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import ModelFacts
@@ -32,6 +38,18 @@ def tiny_api(
     return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)), gateway)
 
 
+class LateGenerator:
+    """Gives these texts after so many seconds, and always one less than it was asked for."""
+
+    def __init__(self, texts: list[str], seconds: float = 0.0):
+        self._texts, self._seconds = texts, seconds
+
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        await asyncio.sleep(self._seconds)
+        candidates = [Candidate(text, "stop") for text in self._texts[: count - 1]]
+        return Generated(candidates, "generator", 5, 5, ["one was late"])
+
+
 async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:
     """Replies to calls made one after the other."""
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
@@ -41,3 +59,20 @@ async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> lis
 
 def post(path: str, body: Any) -> Callable[[httpx.AsyncClient], Any]:
     return lambda client: client.post(path, json=body)
+
+
+@contextmanager
+def over_http(app: Callable[..., Any]) -> Iterator[str]:
+    """The application at a free port of this machine; gives its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.02)
+    host, port = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)

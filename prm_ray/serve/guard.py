@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 
 from prm_ray.serve.bodies import error_body
 from prm_ray.serve.keys import ApiKey, KeyRing, RateLimit
+from prm_ray.serve.page import PATHS as PLAYGROUND_PATHS
 from prm_ray.serve.scoring import Refusal, RefusedError
 
 Scope = MutableMapping[str, Any]
@@ -26,7 +27,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz"}) | PLAYGROUND_PATHS
 """Need no key."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,200}")
 
