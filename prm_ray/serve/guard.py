@@ -18,7 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
 from prm_ray.serve.bodies import error_body
-from prm_ray.serve.keys import ApiKey, KeyRing, RateLimit
+from prm_ray.serve.keys import KeyRing, RateLimit
+from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import Refusal, RefusedError
 
 Scope = MutableMapping[str, Any]
@@ -38,28 +39,14 @@ class GuardLimits:
     """From one piece of the body to the next."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One answered request, for logs and metrics."""
-
-    request_id: str
-    method: str
-    path: str
-    status: int
-    seconds: float
-    key: str | None
-    """Its name."""
-
-
 class Guard:
     def __init__(
         self,
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         limits: GuardLimits,
         keys: KeyRing | None = None,
-        on_seen: Callable[[Seen], None] | None = None,
     ):
-        self._app, self._limits, self._keys, self._on_seen = app, limits, keys, on_seen
+        self._app, self._limits, self._keys = app, limits, keys
         self._rates = RateLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,8 +56,8 @@ class Guard:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        start, status, key = time.monotonic(), None, None
+        scope.setdefault("state", {})["request_id"] = current_record().request_id = request_id
+        status = None
         body = _LimitedBody(self._limits, receive)
 
         async def send_with_id(message: Message) -> None:
@@ -83,7 +70,7 @@ class Guard:
             await send(message)
 
         try:
-            key = self._let_in(scope["path"], headers)
+            self._let_in(scope["path"], headers)
             body.check_announced(headers)
             await self._app(scope, body.receive, send_with_id)
         except RefusedError as error:
@@ -95,15 +82,11 @@ class Guard:
             if body.refusal is not None and status is None:
                 refusal, body.refusal = body.refusal, None
                 await _answer(refusal)(scope, receive, send_with_id)
-            if self._on_seen is not None:
-                name = None if key is None else key.name
-                seconds = time.monotonic() - start
-                self._on_seen(Seen(request_id, scope["method"], scope["path"], status or 500, seconds, name))
 
-    def _let_in(self, path: str, headers: Headers) -> ApiKey | None:
-        """The request's key. Raises `RefusedError` without one, or for one too many requests of it."""
+    def _let_in(self, path: str, headers: Headers) -> None:
+        """Raises `RefusedError` for a request without a valid key, or for one too many with it."""
         if self._keys is None or path in OPEN_PATHS:
-            return None
+            return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         key = self._keys.find(given) if given else None
@@ -111,12 +94,12 @@ class Guard:
             raise RefusedError(
                 Refusal(401, "unauthorized", "send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
             )
+        current_record().key = key.name
         if key.requests_per_minute is not None:
             wait = self._rates.seconds_to_wait(key.name, key.requests_per_minute, time.monotonic())
             if wait:
                 message = f"the key {key.name!r} has {key.requests_per_minute} requests a minute; try again later"
                 raise RefusedError(Refusal(429, "rate_limited", message, math.ceil(wait)))
-        return key
 
 
 class _LimitedBody:
@@ -158,6 +141,7 @@ class _LimitedBody:
 
 
 def _answer(refusal: Refusal) -> JSONResponse:
+    current_record().error = refusal.kind
     headers = {"Connection": "close"} if refusal.status in (408, 413) else {}
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)

@@ -23,12 +23,15 @@ from prm_ray.runlog import log
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.served import served_models
+from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
 
 _ANSWERS_WITHIN_SECONDS = 60
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+_QUIET_JSON = LoggingConfig(log_level="WARNING", enable_access_log=False, encoding="JSON")
+"""Files of the application's replicas hold a JSON object a line, our requests among them; stderr stays plain."""
 
 
 def run(config: RunConfig) -> None:
@@ -56,6 +59,7 @@ def start(config: RunConfig) -> str:
     host, port = config.serve.host, config.serve.port
     is_loopback = _is_loopback(host)
     check_keys(config.serve)
+    wants_traces(config.serve.otlp_endpoint)
     if config.serve.generator == "vllm":
         generator_options(config)
     _check_address(host, port)
@@ -70,7 +74,7 @@ def start(config: RunConfig) -> str:
     )
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
-        serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
+        serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET_JSON)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
         stop()
