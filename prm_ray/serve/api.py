@@ -16,7 +16,7 @@ from prm_ray.serve.asking import Asking, Gateway, RequestLimits
 from prm_ray.serve.bodies import error_body, validation_message
 from prm_ray.serve.dialects import chat, openrlhf, own, rerank, vllm
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import Backend, Refusal, RefusedError
+from prm_ray.serve.scoring import SERVER_FAILED, Backend, Refusal, RefusedError
 
 DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, chat.router)
 
@@ -98,10 +98,7 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
-    """No traceback leaves the process; the server's log has it, with the request's id."""
-    request_id = getattr(request.state, "request_id", None)  # this reply is made outside of what adds it to others
-    headers = None if request_id is None else {"X-Request-Id": request_id}
-    return _error(500, "internal_error", "the server failed; its log says why", headers)
+    return _error(SERVER_FAILED.status, SERVER_FAILED.kind, SERVER_FAILED.message)
 
 
 def _error(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

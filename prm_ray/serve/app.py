@@ -28,6 +28,7 @@ from prm_ray.serve.generator import Generated, Generator, HttpGenerator, gather_
 from prm_ray.serve.guard import Guard, GuardLimits
 from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.replica import Limits, Replica
+from prm_ray.serve.requestlog import REQUESTS_LOG
 from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.served import ServedModel, load_scorer, served_models
 from prm_ray.serve.tracing import make_traces
@@ -49,6 +50,8 @@ class _ServeLog(logging.Handler):
     """Hands records to Serve's handlers: to its log file of this replica, and from warnings on to stderr as well."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == REQUESTS_LOG:
+            record.skip_context_filter = True  # Serve would put its own route and id in place of ours
         for handler in logging.getLogger("ray.serve").handlers:
             if record.levelno >= logging.WARNING or not isinstance(handler, logging.StreamHandler):
                 handler.handle(record)
@@ -66,7 +69,7 @@ class ScorerReplica:
     def __init__(self, model: ServedModel, limits: Limits, num_replicas: int):
         log_through_serve()
         set_threads(num_replicas)
-        self._replica = Replica(load_scorer(model), limits)
+        self._replica = Replica(load_scorer(model), limits, serve.get_replica_context().replica_tag)
 
     async def score(self, asks: Sequence[Ask | Conversation], options: Options) -> Scored | Refusal:
         return await self._replica.score(asks, options)
@@ -167,7 +170,7 @@ class Ingress:
         )
         limits = GuardLimits(int(section.max_body_mb * 2**20), section.body_timeout_seconds)
         keys = None if section.api_keys_file is None else KeyRing(section.api_keys_file)
-        api.add_middleware(Guard, limits=limits, keys=keys)
+        api.add_middleware(Guard, limits=limits, keys=keys, sends_request_id=False)
         self._traces = make_traces(section.otlp_endpoint)
         watch(api, section.log_requests, section.log_text, self._traces)
         return api

@@ -101,7 +101,7 @@ class Asking:
         return await self._backend.num_ready()
 
 
-def _asking(request: Request) -> Asking:
+async def _asking(request: Request) -> Asking:  # a plain function would be sent to a thread and back
     found = request.app.state.asking
     assert isinstance(found, Asking)
     return found

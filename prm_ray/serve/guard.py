@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from prm_ray.serve.bodies import error_body
 from prm_ray.serve.keys import KeyRing, RateLimit
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import Refusal, RefusedError
+from prm_ray.serve.scoring import SERVER_FAILED, Refusal, RefusedError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,7 +29,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
 """Need no key."""
-_REQUEST_ID = re.compile(r"[\w.:-]{1,200}")
+_NO_REQUEST_ID = re.compile(r"[^\w.:-]", re.ASCII)
+_REQUEST_ID_LIMIT = 200
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Guard:
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         limits: GuardLimits,
         keys: KeyRing | None = None,
+        sends_request_id: bool = True,
     ):
-        self._app, self._limits, self._keys = app, limits, keys
+        """`sends_request_id=False` where what stands before this adds the header to replies, as Serve's proxy does."""
+        self._app, self._limits, self._keys, self._sends_request_id = app, limits, keys, sends_request_id
         self._rates = RateLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,8 +57,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        given = headers.get("x-request-id", "")[:_REQUEST_ID_LIMIT]
+        request_id = _NO_REQUEST_ID.sub("_", given) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = current_record().request_id = request_id
         status = None
         body = _LimitedBody(self._limits, receive)
@@ -66,7 +69,8 @@ class Guard:
                 return  # what the application makes of a body cut short
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if self._sends_request_id:
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:
@@ -77,6 +81,8 @@ class Guard:
             await _answer(error.refusal)(scope, receive, send_with_id)
         except Exception:
             if body.refusal is None:
+                if status is None:
+                    await _answer(SERVER_FAILED)(scope, receive, send_with_id)
                 raise
         finally:
             if body.refusal is not None and status is None:

@@ -76,10 +76,11 @@ _Outcome = tuple[_Computed, Timing] | BaseException
 class Replica:
     """Scores what is asked; must be used inside one event loop."""
 
-    def __init__(self, scorer: AnyScorer[Any], limits: Limits):
+    def __init__(self, scorer: AnyScorer[Any], limits: Limits, name: str | None = None):
+        """`name` is one that no other replica has; none = a random one."""
         self._scorer, self._limits = scorer, limits
         self._batcher: Batcher[Any, _Computed] | None = None
-        self._name = uuid.uuid4().hex
+        self._name = name or uuid.uuid4().hex
         # Encoding goes on while the model computes.
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 

@@ -8,7 +8,8 @@ from typing import Any
 from prm_ray.serve.requestrecord import RequestRecord, Scoring
 from prm_ray.serve.scoring import Ask
 
-log = logging.getLogger("prm_ray.requests")
+REQUESTS_LOG = "prm_ray.requests"
+log = logging.getLogger(REQUESTS_LOG)
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: only their failures are worth a line."""

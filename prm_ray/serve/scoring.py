@@ -128,6 +128,10 @@ class Refusal:
     """Seconds after which another try makes sense."""
 
 
+SERVER_FAILED = Refusal(500, "internal_error", "the server failed; its log says why")
+"""No traceback leaves the process; the log has it, with the request's id."""
+
+
 class RefusedError(Exception):
     """Carries a `Refusal` to where the reply is made."""
 

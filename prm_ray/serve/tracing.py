@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span a request below the client's own, with what its time went to. Needs the extra `otel`.
+"""OpenTelemetry: one span for each request, below the client's own, with what its time went to. Needs the extra `otel`.
 
 Names of attributes are those of the semantic conventions where there is one, and begin with `prm_ray.` otherwise. No
 attribute holds text of a prompt or a response.

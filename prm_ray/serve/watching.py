@@ -16,6 +16,7 @@ from prm_ray.serve.asking import Asking
 from prm_ray.serve.metrics import ServerMetrics
 from prm_ray.serve.requestlog import log_request
 from prm_ray.serve.requestrecord import UNKNOWN_ROUTE, RequestRecord, recording
+from prm_ray.serve.scoring import SERVER_FAILED
 from prm_ray.serve.tracing import Traces
 
 log = logging.getLogger("prm_ray.serve")
@@ -90,7 +91,7 @@ class Watch:
             record.status, record.error = record.status or _CLIENT_LEFT, "client_left"
             raise
         except Exception:
-            record.status, record.error = record.status or 500, "internal_error"
+            record.status, record.error = record.status or SERVER_FAILED.status, SERVER_FAILED.kind
             log.exception("request %s failed", record.request_id)
             raise
         finally:

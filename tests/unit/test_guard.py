@@ -143,4 +143,7 @@ def test_every_reply_has_the_requests_id(key_file: tuple[Path, str]) -> None:
     named = ask(guard, headers={**bearer(key), "X-Request-ID": "abc-1"})
     made = ask(guard, headers={"X-Request-ID": "bad id\x01"})
     assert named.headers["x-request-id"] == "abc-1" and named.text == "abc-1 0"
-    assert made.status_code == 401 and len(made.headers["x-request-id"]) == 32
+    assert made.status_code == 401 and made.headers["x-request-id"] == "bad_id_"
+    assert len(ask(guard).headers["x-request-id"]) == 32
+    behind_a_proxy = ask(Guard(APP, LIMITS, sends_request_id=False), headers={"X-Request-ID": "abc-2"})
+    assert behind_a_proxy.text == "abc-2 0" and "x-request-id" not in behind_a_proxy.headers
