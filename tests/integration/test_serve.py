@@ -21,6 +21,7 @@ from prm_ray.models import resolve_model, write_prm_json
 from prm_ray.scorer import Scorer
 from prm_ray.serve import server
 from prm_ray.tables import StageFolder
+from tests.processes import wait_until
 
 PROBLEM = "12 + 45 - 8"
 RESPONSES = ["12 + 45 = 57\n57 - 8 = 49\nAnswer: 49", "12 + 45 = 58\n58 - 8 = 50\nAnswer: 50", "Answer: 1"]
@@ -193,12 +194,13 @@ def test_a_request_is_found_by_its_id_in_serves_log_and_counted_in_metrics(url: 
     with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rewards", body, headers), timeout=120) as reply:
         assert reply.headers.get_all("X-Request-Id") == ["find-me-1"]
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
-    (line,) = (
-        line
-        for path in (logs / "serve").glob("replica_prm_ray_Ingress_*.log")
-        for line in path.read_text().splitlines()
-        if "find-me-1" in line
-    )
+
+    def found() -> list[str]:
+        files = (logs / "serve").glob("replica_prm_ray_Ingress_*.log")
+        return [line for path in files for line in path.read_text().splitlines() if "find-me-1" in line]
+
+    wait_until(found, 10, "line in the log")  # it is written when the client has its reply
+    (line,) = found()
     facts = json.loads(line)
     model = run_config.run.dir.name
     expected = {"method": "POST", "route": "/v1/rewards", "status": 200, "model": model, "candidates": 3, "error": None}
