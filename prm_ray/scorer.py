@@ -134,6 +134,11 @@ class Scorer:
         )
         self.prompt = prompt or PromptSection()
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens that the policy's prefix cache has spared so far; the reference's spares the same ones."""
+        return 0 if self.policy_cache is None else self.policy_cache.num_found
+
     @classmethod
     def from_pretrained(
         cls,

@@ -536,6 +536,13 @@ class ServeSection(Section):
     """Largest body of a request in MiB; beyond it the answer is 413."""
     body_timeout_seconds: float = Field(10, gt=0)
     """Longest pause between two pieces of a body; beyond it the answer is 408."""
+    log_requests: bool = True
+    """A JSON line a request in the ingress' log file, without any text of it."""
+    log_text: bool = False
+    """The first 500 characters of prompts and responses in those lines too."""
+    otlp_endpoint: str | None = None
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace a request; none = as the standard OTEL_
+    variables of the ingress' process say, and no traces without them."""
     generator: str | None = None
     """Where /v1/chat/completions takes its candidates from: `vllm` = an engine of this application with the run's
     generator (transformers where vLLM is not installed), or the URL of an OpenAI-compatible server (http://.../v1)."""
@@ -556,6 +563,19 @@ class ServeSection(Section):
         if value not in (None, "vllm") and not re.fullmatch(r"https?://[^\s/]+\S*", value or ""):
             raise ValueError("must be vllm or a URL such as http://127.0.0.1:8001/v1")
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_collector(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/]+\S*", value):
+            raise ValueError("must be a URL such as http://127.0.0.1:4318")
+        return value
+
+    @model_validator(mode="after")
+    def _text_needs_a_line(self) -> ServeSection:
+        if self.log_text and not self.log_requests:
+            raise ValueError("log_text adds to the lines of requests: log_requests must be true")
+        return self
 
     @field_validator("generator_key_env")
     @classmethod

@@ -16,9 +16,13 @@ from prm_ray.scorer import Scorer
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.generator import Candidate, Generated
+from prm_ray.serve.guard import Guard, GuardLimits
+from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.local import LocalBackend
 from prm_ray.serve.replica import Limits, Replica
+from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import ModelFacts
+from prm_ray.serve.watching import watch
 
 LIMITS = Limits(max_tokens=2000, max_queued_tokens=10_000, token_budget=500)
 FACTS = partial(ModelFacts, reward="log_ratio", with_reference=True, aggregation="min", step_rule="newline")
@@ -48,6 +52,27 @@ class LateGenerator:
         await asyncio.sleep(self._seconds)
         candidates = [Candidate(text, "stop") for text in self._texts[: count - 1]]
         return Generated(candidates, "generator", 5, 5, ["one was late"])
+
+
+class TwoTexts:
+    """A generator that notes the headers its requests would have."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        self.headers = current_record().trace_headers
+        return Generated(
+            [Candidate(text, "stop") for text in ("1 + 2 = 3\n3 + 4 = 7\n", "1 + 2 = 4\nAnswer: 8")], "generator", 5, 20
+        )
+
+
+def watched(scorer: Any, keys: KeyRing | None = None, generator: Any = None, **settings: Any) -> FastAPI:
+    """An application as `Ingress` puts it together."""
+    api = tiny_api({"demo": scorer}, gateway=Gateway(generator or TwoTexts(), 2, None, 5.0))
+    api.add_middleware(Guard, limits=GuardLimits(100_000, 5.0), keys=keys)
+    watch(api, **settings)
+    return api
 
 
 async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:

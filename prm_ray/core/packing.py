@@ -67,6 +67,7 @@ class PackedBatch:
     lengths: list[int] = field(default_factory=list)  # tokens of each branch; sums to R
     roots: list[tuple[int, Places]] = field(default_factory=list)  # (first token of a tree, slots of all before it)
     paths: list[tuple[Tokens, Places]] = field(default_factory=list)  # texts that have new tokens, and their places
+    num_cached: int = 0  # tokens that would be among the T if no cache had them
 
     def to(self, device: torch.device) -> PackedBatch:
         if self.input_ids_T.device == device:
@@ -161,6 +162,7 @@ class _Forest:
         self._branches: list[tuple[int, int]] = []
         self._roots: list[tuple[int, Places]] = []
         self._paths: list[tuple[Tokens, Places]] = []
+        self._num_cached = 0
 
     def add(self, text: _Text, shared: int, slots: Places) -> None:
         """Add a text whose first `shared` tokens are those of the text before it, and whose first ones are in `slots`.
@@ -169,6 +171,7 @@ class _Forest:
         either as long for both, or at least `shared` tokens long for both.
         """
         self._leave(shared)
+        self._num_cached += max(len(slots) - shared, 0)
         is_root = len(slots) >= shared
         known = ~slots if is_root else self._path[:shared]
         start, length = self.num_tokens, len(text.tokens)
@@ -216,6 +219,7 @@ class _Forest:
             [len(wanted) for wanted, _, _ in self._wanted],
             self._roots,
             self._paths,
+            self._num_cached,
         )
 
 

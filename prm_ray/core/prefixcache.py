@@ -35,6 +35,8 @@ class PrefixCache:
         self.num_tokens = num_tokens
         self.num_computed = 0
         """Tokens that went through the model since the cache was made."""
+        self.num_found = 0
+        """Tokens that did not, because they were here; each counts once a batch, in however many texts it is."""
         self._tree, self._pools = RadixTree(num_tokens), Pools(num_tokens)
         self._lock = threading.Lock()
         self._weights = _weights(model)
@@ -78,6 +80,7 @@ class PrefixCache:
         finally:
             self._tree.next_turn()
         self.num_computed += len(batch.input_ids_T)
+        self.num_found += batch.num_cached
         for tokens, places in batch.paths:
             kept = places[places < len(slots_S)]  # a start of the text, as places grow along it
             slots = slots_at(torch.from_numpy(kept), torch.from_numpy(slots_S))

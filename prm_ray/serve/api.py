@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +16,8 @@ from prm_ray.serve.asking import Asking, Gateway, RequestLimits
 from prm_ray.serve.bodies import error_body, validation_message
 from prm_ray.serve.dialects import chat, openrlhf, own, rerank, vllm
 from prm_ray.serve.page import add_playground
-from prm_ray.serve.scoring import Backend, Refusal, RefusedError
+from prm_ray.serve.requestrecord import current_record
+from prm_ray.serve.scoring import SERVER_FAILED, Backend, Refusal, RefusedError
 
 DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, chat.router)
 
@@ -80,23 +82,27 @@ def _add_health(api: FastAPI) -> None:
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return JSONResponse(error_body("invalid_request", validation_message(list(error.errors()))), status_code=422)
+    return _error(422, "invalid_request", validation_message(list(error.errors())))
 
 
 async def _answer_refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefusedError)
     refusal = error.refusal
     headers = None if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    return JSONResponse(error_body(refusal.kind, refusal.message), status_code=refusal.status, headers=headers)
+    return _error(refusal.status, refusal.kind, refusal.message, headers)
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     """An unknown path, a wrong method, a body that is no JSON."""
     assert isinstance(error, HTTPException)
     kind = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return JSONResponse(error_body(kind, str(error.detail)), status_code=error.status_code, headers=error.headers)
+    return _error(error.status_code, kind, str(error.detail), error.headers)
 
 
 async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
-    """No traceback leaves the process; the server's log has it."""
-    return JSONResponse(error_body("internal_error", "the server failed; its log says why"), status_code=500)
+    return _error(SERVER_FAILED.status, SERVER_FAILED.kind, SERVER_FAILED.message)
+
+
+def _error(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    current_record().error = kind
+    return JSONResponse(error_body(kind, message), status_code=status, headers=headers)

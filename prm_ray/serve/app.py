@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from prm_ray.config import RunConfig, parse_config
+from prm_ray.runlog import log
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.generation import ChatModel, generator_options
@@ -27,8 +29,11 @@ from prm_ray.serve.guard import Guard, GuardLimits, Traffic
 from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.manifest import APP_NAME
 from prm_ray.serve.replica import Limits, Replica
+from prm_ray.serve.requestlog import REQUESTS_LOG
 from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.served import ServedModel, load_scorer, served_models
+from prm_ray.serve.tracing import make_traces
+from prm_ray.serve.watching import watch
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.sampling import SamplerOptions
@@ -41,12 +46,30 @@ _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """A problem goes to the replica that has it in its prefix cache, or to the next one if that is full."""
 
 
+class _ServeLog(logging.Handler):
+    """Hands records to Serve's handlers: to its log file of this replica, and from warnings on to stderr as well."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == REQUESTS_LOG:
+            record.skip_context_filter = True  # Serve would put its own route and id in place of ours
+        for handler in logging.getLogger("ray.serve").handlers:
+            if record.levelno >= logging.WARNING or not isinstance(handler, logging.StreamHandler):
+                handler.handle(record)
+
+
+def log_through_serve() -> None:
+    """For a replica's process."""
+    log.handlers, log.propagate = [_ServeLog()], False
+    log.setLevel(logging.INFO)
+
+
 class ScorerReplica:
     """`Replica` as a Serve deployment."""
 
     def __init__(self, model: ServedModel, limits: Limits, num_replicas: int):
+        log_through_serve()
         set_threads(num_replicas)
-        self._replica = Replica(load_scorer(model), limits)
+        self._replica = Replica(load_scorer(model), limits, serve.get_replica_context().replica_tag)
 
     async def score(self, asks: Sequence[Ask | Conversation], options: Options) -> Scored | Refusal:
         return await self._replica.score(asks, options)
@@ -59,6 +82,7 @@ class GeneratorReplica:
     """`ChatModel` as a Serve deployment."""
 
     def __init__(self, options: SamplerOptions, name: str, chat_template: Path | None):
+        log_through_serve()
         self._model = ChatModel(options, name, chat_template)
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any] | Refusal:
@@ -134,6 +158,7 @@ class Ingress:
     def __init__(
         self, settings: IngressSettings, scorers: list[DeploymentHandle], generator: DeploymentHandle | None = None
     ):
+        log_through_serve()
         self._settings, self._scorers, self._generator = settings, scorers, generator
         self._traffic = Traffic()
 
@@ -146,12 +171,19 @@ class Ingress:
         )
         limits = GuardLimits(int(section.max_body_mb * 2**20), section.body_timeout_seconds)
         keys = None if section.api_keys_file is None else KeyRing(section.api_keys_file)
-        api.add_middleware(Guard, limits=limits, keys=keys, traffic=self._traffic)
+        api.add_middleware(Guard, limits=limits, keys=keys, sends_request_id=False, traffic=self._traffic)
+        self._traces = make_traces(section.otlp_endpoint)
+        watch(api, section.log_requests, section.log_text, self._traces)
         return api
 
     async def drain(self) -> None:
         """Refuse new requests; returns when all that were let in have their answers."""
         await self._traffic.drain()
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica stops."""
+        if (traces := getattr(self, "_traces", None)) is not None:
+            traces.close()
 
     def _gateway(self) -> Gateway | None:
         section = self._settings.section

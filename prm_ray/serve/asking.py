@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 
 from prm_ray.serve.generator import Generated, Generator
+from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 
 
@@ -59,9 +60,13 @@ class Asking:
         if count > self._limits.max_candidates:
             message = f"the request has {count} responses, at most {self._limits.max_candidates} are allowed"
             _refuse(413, "too_many_candidates", message)
+        record = current_record()
+        options = replace(options or Options(), request_id=record.request_id)
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                scored = await self._backend.score(facts.name, asks, options or Options())
+            with record.scoring(facts.name, asks) as scoring:
+                async with asyncio.timeout(self._limits.timeout_seconds):
+                    scored = await self._backend.score(facts.name, asks, options)
+                scoring.answered(scored)
         except TimeoutError:
             seconds = self._limits.timeout_seconds
             _refuse(504, "timeout", f"not scored within {seconds:g} s; send fewer responses, or try again later")
@@ -91,7 +96,12 @@ class Asking:
         if count > self._limits.max_candidates:
             message = f"the request asks for {count} candidates, at most {self._limits.max_candidates} are allowed"
             _refuse(413, "too_many_candidates", message)
-        return await gateway.generator.generate(body, count, gateway.timeout_seconds)
+        with current_record().generating() as generation:
+            generated = await gateway.generator.generate(body, count, gateway.timeout_seconds)
+            generation.model, generation.num_candidates = generated.model, len(generated.candidates)
+            generation.prompt_tokens = generated.prompt_tokens
+            generation.completion_tokens = generated.completion_tokens
+        return generated
 
     def id(self, given: str | None) -> str:
         return given or uuid.uuid4().hex
@@ -100,7 +110,7 @@ class Asking:
         return await self._backend.num_ready()
 
 
-def _asking(request: Request) -> Asking:
+async def _asking(request: Request) -> Asking:  # a plain function would be sent to a thread and back
     found = request.app.state.asking
     assert isinstance(found, Asking)
     return found

@@ -43,6 +43,8 @@ class Timing:
     """From submission until its batch began."""
     computed: float
     """Its whole batch."""
+    batch: int
+    """Its number, from 1 on."""
     batch_jobs: int
     batch_tokens: int
 
@@ -67,6 +69,7 @@ class Batcher(Generic[Job, Result]):
         self._arrived = asyncio.Event()
         self._closing = False
         self._tokens_per_second: float | None = None
+        self._num_batches = 0
         # One thread, not a lock: a caller that goes away cancels its waiting, but never lets two passes run at once.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._loop = asyncio.get_running_loop().create_task(self._run())
@@ -137,9 +140,11 @@ class Batcher(Generic[Job, Result]):
             return
         seconds = time.monotonic() - start
         self._measure(num_tokens, seconds)
+        self._num_batches += 1
         for each, result in zip(batch, results, strict=True):
             if not each.future.done():
-                each.future.set_result((result, Timing(start - each.since, seconds, len(batch), num_tokens)))
+                timing = Timing(start - each.since, seconds, self._num_batches, len(batch), num_tokens)
+                each.future.set_result((result, timing))
 
     async def _run_alone(self, batch: list[_Waiting[Job, Result]], error: Exception) -> None:
         """A job that fails must not fail those that happened to be beside it."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import Refusal, RefusedError
 
 _REQUESTS_AT_ONCE = 4
@@ -53,7 +54,8 @@ class HttpGenerator:
 
     async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            reply = await self._http.post("/chat/completions", json=body)
+            headers = current_record().trace_headers
+            reply = await self._http.post("/chat/completions", json=body, headers=headers)
         except httpx.HTTPError as error:
             message = f"the generator cannot be reached ({type(error).__name__})"
             raise RefusedError(Refusal(502, "bad_generator", message, 2)) from None

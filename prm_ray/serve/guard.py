@@ -18,9 +18,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
 from prm_ray.serve.bodies import error_body
-from prm_ray.serve.keys import ApiKey, KeyRing, RateLimit
+from prm_ray.serve.keys import KeyRing, RateLimit
 from prm_ray.serve.page import PATHS as PLAYGROUND_PATHS
-from prm_ray.serve.scoring import Refusal, RefusedError
+from prm_ray.serve.requestrecord import current_record
+from prm_ray.serve.scoring import SERVER_FAILED, Refusal, RefusedError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,7 +30,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"}) | PLAYGROUND_PATHS
 """Need no key."""
-_REQUEST_ID = re.compile(r"[\w.:-]{1,200}")
+_NO_REQUEST_ID = re.compile(r"[^\w.:-]", re.ASCII)
+_REQUEST_ID_LIMIT = 200
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,6 @@ class GuardLimits:
     max_body_bytes: int
     body_timeout_seconds: float
     """From one piece of the body to the next."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One answered request, for logs and metrics."""
-
-    request_id: str
-    method: str
-    path: str
-    status: int
-    seconds: float
-    key: str | None
-    """Its name."""
 
 
 class Traffic:
@@ -84,10 +73,11 @@ class Guard:
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         limits: GuardLimits,
         keys: KeyRing | None = None,
-        on_seen: Callable[[Seen], None] | None = None,
+        sends_request_id: bool = True,
         traffic: Traffic | None = None,
     ):
-        self._app, self._limits, self._keys, self._on_seen = app, limits, keys, on_seen
+        """`sends_request_id=False` where what stands before this adds the header to replies, as Serve's proxy does."""
+        self._app, self._limits, self._keys, self._sends_request_id = app, limits, keys, sends_request_id
         self._traffic = traffic or Traffic()
         self._rates = RateLimit()
 
@@ -96,10 +86,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        start, status, key, inside = time.monotonic(), None, None, False
+        given = headers.get("x-request-id", "")[:_REQUEST_ID_LIMIT]
+        request_id = _NO_REQUEST_ID.sub("_", given) or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = current_record().request_id = request_id
+        status, inside = None, False
         body = _LimitedBody(self._limits, receive)
 
         async def send_with_id(message: Message) -> None:
@@ -108,11 +98,12 @@ class Guard:
                 return  # what the application makes of a body cut short
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if self._sends_request_id:
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:
-            key = self._let_in(scope["path"], headers)
+            self._let_in(scope["path"], headers)
             self._traffic.enter()
             inside = True
             body.check_announced(headers)
@@ -121,6 +112,8 @@ class Guard:
             await _answer(error.refusal)(scope, receive, send_with_id)
         except Exception:
             if body.refusal is None:
+                if status is None:
+                    await _answer(SERVER_FAILED)(scope, receive, send_with_id)
                 raise
         finally:
             if body.refusal is not None and status is None:
@@ -128,15 +121,11 @@ class Guard:
                 await _answer(refusal)(scope, receive, send_with_id)
             if inside:
                 self._traffic.leave()
-            if self._on_seen is not None:
-                name = None if key is None else key.name
-                seconds = time.monotonic() - start
-                self._on_seen(Seen(request_id, scope["method"], scope["path"], status or 500, seconds, name))
 
-    def _let_in(self, path: str, headers: Headers) -> ApiKey | None:
-        """The request's key. Raises `RefusedError` without one, or for one too many requests of it."""
+    def _let_in(self, path: str, headers: Headers) -> None:
+        """Raises `RefusedError` for a request without a valid key, or for one too many with it."""
         if self._keys is None or path in OPEN_PATHS:
-            return None
+            return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         key = self._keys.find(given) if given else None
@@ -144,12 +133,12 @@ class Guard:
             raise RefusedError(
                 Refusal(401, "unauthorized", "send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
             )
+        current_record().key = key.name
         if key.requests_per_minute is not None:
             wait = self._rates.seconds_to_wait(key.name, key.requests_per_minute, time.monotonic())
             if wait:
                 message = f"the key {key.name!r} has {key.requests_per_minute} requests a minute; try again later"
                 raise RefusedError(Refusal(429, "rate_limited", message, math.ceil(wait)))
-        return key
 
 
 class _LimitedBody:
@@ -191,6 +180,7 @@ class _LimitedBody:
 
 
 def _answer(refusal: Refusal) -> JSONResponse:
+    current_record().error = refusal.kind
     headers = {"Connection": "close"} if refusal.status in (408, 413) else {}
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +15,23 @@ from prm_ray.conversations import split_conversation
 from prm_ray.errors import UserError
 from prm_ray.models import token_char_ends
 from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Timing
-from prm_ray.serve.scoring import Ask, Conversation, Cost, Failure, Item, Options, Problem, Refusal, Response, Scored
+from prm_ray.serve.scoring import (
+    Ask,
+    Batch,
+    Conversation,
+    Cost,
+    Failure,
+    Item,
+    Options,
+    Problem,
+    Refusal,
+    Response,
+    Scored,
+)
 from prm_ray.texts import ResponseError, ScoredResponse
 
 Prepared = TypeVar("Prepared")
+log = logging.getLogger("prm_ray.serve")
 
 
 class AnyScorer(Protocol[Prepared]):
@@ -47,12 +63,24 @@ class _Encoded:
     failures: dict[int, Failure]
 
 
+@dataclass(frozen=True)
+class _Computed:
+    responses: list[ScoredResponse]
+    cached_tokens: int
+    """Of its whole batch."""
+
+
+_Outcome = tuple[_Computed, Timing] | BaseException
+
+
 class Replica:
     """Scores what is asked; must be used inside one event loop."""
 
-    def __init__(self, scorer: AnyScorer[Any], limits: Limits):
+    def __init__(self, scorer: AnyScorer[Any], limits: Limits, name: str | None = None):
+        """`name` is one that no other replica has; none = a random one."""
         self._scorer, self._limits = scorer, limits
-        self._batcher: Batcher[Any, list[ScoredResponse]] | None = None
+        self._batcher: Batcher[Any, _Computed] | None = None
+        self._name = name or uuid.uuid4().hex
         # Encoding goes on while the model computes.
         self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 
@@ -67,13 +95,15 @@ class Replica:
         if sum(sizes) > self._limits.max_tokens:
             message = f"prompts and responses have {sum(sizes)} tokens, at most {self._limits.max_tokens} are allowed"
             return Refusal(413, "too_many_tokens", message)
+        queued_at = time.time()
         try:
             results = await self._batching().submit(jobs, sizes) if jobs else []
         except QueueFullError as full:
             return Refusal(429, "overloaded", "the queue is full; try again later", full.retry_after)
         except ClosedError:
             return Refusal(503, "stopping", "this replica is shutting down; try again", 1)
-        return await in_thread(self._encoder, self._answer, asks, encoded, results, options)
+        items = await in_thread(self._encoder, self._answer, asks, encoded, results, options)
+        return Scored(items, self._cost(encoded, results, queued_at))
 
     def check(self) -> None:
         """Raises if nothing would be answered any more; Serve then starts another replica."""
@@ -85,12 +115,22 @@ class Replica:
             await self._batcher.close()
         self._encoder.shutdown()
 
-    def _batching(self) -> Batcher[Any, list[ScoredResponse]]:
+    def _batching(self) -> Batcher[Any, _Computed]:
         """Made in the loop of the first request: a replica is constructed outside of it."""
         if self._batcher is None:
             limits = self._limits
-            self._batcher = Batcher(self._scorer.score_prepared, limits.token_budget, limits.max_queued_tokens)
+            self._batcher = Batcher(self._compute, limits.token_budget, limits.max_queued_tokens)
         return self._batcher
+
+    def _compute(self, jobs: list[Any]) -> list[_Computed]:
+        before = self._cached_tokens()
+        results = self._scorer.score_prepared(jobs)
+        cached = self._cached_tokens() - before
+        return [_Computed(responses, cached) for responses in results]
+
+    def _cached_tokens(self) -> int:
+        """Only scorers of log-ratios have a cache."""
+        return getattr(self._scorer, "num_cached_tokens", 0)
 
     def _encode(self, asks: Sequence[Ask | Conversation], options: Options) -> list[_Encoded]:
         return [self._encode_one(ask, options) for ask in asks]
@@ -136,26 +176,46 @@ class Replica:
         self,
         asks: Sequence[Ask | Conversation],
         encoded: Sequence[_Encoded],
-        results: Sequence[tuple[list[ScoredResponse], Timing] | BaseException],
+        results: Sequence[_Outcome],
         options: Options,
-    ) -> Scored:
+    ) -> list[list[Item]]:
         remaining = iter(results)
-        items, timings = [], []
+        items = []
         for ask, each in zip(asks, encoded, strict=True):
             found = dict(each.failures)
             scored: dict[int, Item] = {}
             if each.prepared is not None:
                 result = next(remaining)
                 if isinstance(result, BaseException):
+                    log.error("request %s: scoring failed", options.request_id, exc_info=result)
                     reason = f"scoring failed ({type(result).__name__}); the server's log has more"
                     found |= dict.fromkeys(each.numbers, Failure("internal_error", reason))
                 else:
-                    timings.append(result[1])
-                    pairs = zip(each.numbers, result[0], strict=True)
+                    pairs = zip(each.numbers, result[0].responses, strict=True)
                     scored = {number: self._item(one, number in each.truncated, options) for number, one in pairs}
             numbers = range(len(ask.responses))
             items.append([scored[number] if number in scored else Item(found[number]) for number in numbers])
-        return Scored(items, _cost(encoded, timings))
+        return items
+
+    def _cost(self, encoded: Sequence[_Encoded], results: Sequence[_Outcome], queued_at: float) -> Cost:
+        prepared = [each.prepared for each in encoded if each.prepared is not None]
+        prompt_tokens = sum(each.num_prompt_tokens for each in prepared)
+        done = [each for each in results if not isinstance(each, BaseException)]
+        queued = min((timing.queued for _, timing in done), default=0.0)
+        return Cost(
+            prompt_tokens=prompt_tokens,
+            response_tokens=sum(each.num_tokens for each in prepared) - prompt_tokens,
+            queued_at=queued_at if done else 0.0,
+            queued_seconds=queued,
+            computed_seconds=max((timing.queued + timing.computed for _, timing in done), default=0.0) - queued,
+            batches=tuple(self._batch(*each) for each in {each[1].batch: each for each in done}.values()),
+            replica=self._name,
+            queued_tokens=0 if self._batcher is None else self._batcher.queued_tokens,
+        )
+
+    def _batch(self, computed: _Computed, timing: Timing) -> Batch:
+        budget = self._limits.token_budget
+        return Batch(timing.batch, timing.batch_jobs, timing.batch_tokens, budget, computed.cached_tokens)
 
     def _item(self, scored: ScoredResponse, is_truncated: bool, options: Options) -> Item:
         return Item(
@@ -174,16 +234,3 @@ class Replica:
 
 def _is_blank(response: Response) -> bool:
     return isinstance(response, str) and not response.strip()
-
-
-def _cost(encoded: Sequence[_Encoded], timings: Sequence[Timing]) -> Cost:
-    prepared = [each.prepared for each in encoded if each.prepared is not None]
-    prompt_tokens = sum(each.num_prompt_tokens for each in prepared)
-    return Cost(
-        prompt_tokens=prompt_tokens,
-        response_tokens=sum(each.num_tokens for each in prepared) - prompt_tokens,
-        queued_seconds=max((each.queued for each in timings), default=0.0),
-        computed_seconds=max((each.computed for each in timings), default=0.0),
-        batch_tokens=max((each.batch_tokens for each in timings), default=0),
-        batch_jobs=max((each.batch_jobs for each in timings), default=0),
-    )

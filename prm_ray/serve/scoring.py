@@ -40,6 +40,8 @@ class Options:
     """Cut a response that is too long behind its prompt, instead of giving it an error."""
     tokens: bool = False
     """Token ids and where each token ends in the text, too."""
+    request_id: str = ""
+    """By which a failure is found in a replica's log."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,36 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """One pass of a replica's model, of which a request was a part."""
+
+    number: int
+    """Among those of its replica."""
+    num_jobs: int
+    num_tokens: int
+    token_budget: int
+    cached_tokens: int
+    """Of all its jobs: those that the prefix cache had."""
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Of one request: tokens, and seconds by stage."""
+    """Of one request: tokens, and seconds by stage; and how its replica is."""
 
     prompt_tokens: int = 0
     """Each prompt once: it is computed once for all its responses."""
     response_tokens: int = 0
+    queued_at: float = 0.0
+    """Unix time in seconds by the replica's clock; 0 if nothing had to be computed."""
     queued_seconds: float = 0.0
+    """Until the first of its batches began."""
     computed_seconds: float = 0.0
-    batch_tokens: int = 0
-    """Of the fullest batch it was part of."""
-    batch_jobs: int = 0
+    """From then until the last of its batches ended."""
+    batches: tuple[Batch, ...] = ()
+    replica: str = ""
+    """A name that no other replica has."""
+    queued_tokens: int = 0
+    """Of others, which wait there when the answer leaves."""
 
     @property
     def total_tokens(self) -> int:
@@ -105,6 +126,10 @@ class Refusal:
     message: str
     retry_after: int | None = None
     """Seconds after which another try makes sense."""
+
+
+SERVER_FAILED = Refusal(500, "internal_error", "the server failed; its log says why")
+"""No traceback leaves the process; the log has it, with the request's id."""
 
 
 class RefusedError(Exception):

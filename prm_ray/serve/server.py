@@ -25,12 +25,15 @@ from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
 from prm_ray.serve.served import ServedModel, served_models
+from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
 
 _ANSWERS_WITHIN_SECONDS = 60
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+_QUIET_JSON = LoggingConfig(log_level="WARNING", enable_access_log=False, encoding="JSON")
+"""Files of the application's replicas hold a JSON object a line, our requests among them; stderr stays plain."""
 
 
 def print_manifest(config: RunConfig) -> None:
@@ -71,6 +74,7 @@ def start(config: RunConfig) -> str:
 def _check(config: RunConfig) -> list[ServedModel]:
     models = served_models(config)
     check_keys(config.serve)
+    wants_traces(config.serve.otlp_endpoint)
     if config.serve.generator == "vllm":
         generator_options(config)
     _check_address(config.serve.host, config.serve.port)
@@ -89,7 +93,7 @@ def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
     )
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
-        serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
+        serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET_JSON)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
         stop()

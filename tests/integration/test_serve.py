@@ -1,5 +1,6 @@
 """The real server over HTTP, with a small untrained model: rewards, limits, refusals, load."""
 
+import json
 import threading
 import urllib.error
 import urllib.request
@@ -8,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.scorer import Scorer
 from prm_ray.serve import server
 from prm_ray.tables import StageFolder
+from tests.processes import wait_until
 from tests.servedruns import call, make_run
 
 PROBLEM = "12 + 45 - 8"
@@ -137,6 +140,31 @@ def test_a_wrong_request_is_422_and_names_the_field(url: str, path: str, body: d
 def test_readyz_counts_the_replicas_of_each_model(url: str, run_config: RunConfig):
     assert call(f"{url}/healthz").body == {"status": "ok"}
     assert call(f"{url}/readyz").body == {"status": "ok", "replicas": {run_config.run.dir.name: 1}}
+
+
+def test_a_request_is_found_by_its_id_in_serves_log_and_counted_in_metrics(url: str, run_config: RunConfig):
+    body = json.dumps({"problem": PROBLEM, "responses": RESPONSES}).encode()
+    headers = {"Content-Type": "application/json", "X-Request-Id": "find-me-1"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rewards", body, headers), timeout=120) as reply:
+        assert reply.headers.get_all("X-Request-Id") == ["find-me-1"]
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+
+    def found() -> list[str]:
+        files = (logs / "serve").glob("replica_prm_ray_Ingress_*.log")
+        return [line for path in files for line in path.read_text().splitlines() if "find-me-1" in line]
+
+    wait_until(found, 10, "line in the log")  # it is written when the client has its reply
+    (line,) = found()
+    facts = json.loads(line)
+    model = run_config.run.dir.name
+    expected = {"method": "POST", "route": "/v1/rewards", "status": 200, "model": model, "candidates": 3, "error": None}
+    assert expected.items() <= facts.items() and 0 < facts["compute_seconds"] < facts["seconds"]
+    assert PROBLEM not in line
+    assert not any("find-me-1" in path.read_text(errors="replace") for path in logs.glob("worker-*")), "on the terminal"
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+        page = reply.read().decode()
+    assert f'prm_ray_ready_replicas{{model="{model}"}} 1.0' in page
+    assert f'prm_ray_http_requests_total{{model="{model}",route="/v1/rewards",status="200"}}' in page
 
 
 def test_under_overload_some_are_served_the_rest_are_429_and_health_answers(url: str, scorer: Scorer):

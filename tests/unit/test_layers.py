@@ -68,7 +68,7 @@ TOP_LEVEL = {
     "conversations": NEURAL,
     "client": {"httpx"},
     "stages": NEURAL | {"ray", "matplotlib", "jinja2"},
-    "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core"},
+    "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core", "prometheus_client"},
     "compare": LIGHT | {"numpy", "safetensors"},
     **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment"), LIGHT),
 }
