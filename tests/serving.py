@@ -1,10 +1,13 @@
 """The server in this process: a tiny model behind the HTTP application, asked with httpx."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
@@ -13,6 +16,7 @@ from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.local import LocalBackend
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import ModelFacts
+from tests.processes import wait_until
 
 LIMITS = Limits(max_tokens=2000, max_queued_tokens=10_000, token_budget=500)
 FACTS = partial(ModelFacts, reward="log_ratio", with_reference=True, aggregation="min", step_rule="newline")
@@ -23,11 +27,16 @@ def tiny_scorer(policy: str, reference: str) -> Scorer:
 
 
 def tiny_api(
-    scorers: dict[str, Any], limits: Limits = LIMITS, gateway: Gateway | None = None, **request_limits: Any
+    scorers: dict[str, Any],
+    limits: Limits = LIMITS,
+    gateway: Gateway | None = None,
+    facts: dict[str, ModelFacts] | None = None,
+    **request_limits: Any,
 ) -> FastAPI:
     """An application that serves each scorer under its name."""
     backend = LocalBackend(
-        {name: FACTS(name) for name in scorers}, {name: Replica(scorer, limits) for name, scorer in scorers.items()}
+        facts or {name: FACTS(name) for name in scorers},
+        {name: Replica(scorer, limits) for name, scorer in scorers.items()},
     )
     return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)), gateway)
 
@@ -41,3 +50,15 @@ async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> lis
 
 def post(path: str, body: Any) -> Callable[[httpx.AsyncClient], Any]:
     return lambda client: client.post(path, json=body)
+
+
+@contextmanager
+def running(api: FastAPI) -> Iterator[str]:
+    """The application over real HTTP at a free port of this machine: its URL."""
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started, 30, "server")
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)

@@ -40,6 +40,8 @@ class Options:
     """Cut a response that is too long behind its prompt, instead of giving it an error."""
     tokens: bool = False
     """Token ids and where each token ends in the text, too."""
+    logprobs: bool = False
+    """Log-probs of the tokens, too."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Item:
     num_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     token_char_ends: list[int] = field(default_factory=list)
+    policy_logprobs: list[float] = field(default_factory=list)
+    """[T]; none of a model with a head."""
+    ref_logprobs: list[float] = field(default_factory=list)
+    """[T]; none without a reference."""
 
 
 @dataclass(frozen=True)
