@@ -79,8 +79,7 @@ class SequenceLogprobs(Body):
 
 
 class BinarySequenceLogprobs(Body):
-    """The same in base64 of little-endian arrays, padded to the longest T: float32 with minus infinity, int32 with 0.
-    """
+    """The same in base64 of little-endian arrays, padded to the longest T: float32 with -inf, int32 with 0."""
 
     model: str
     shape: list[int]
