@@ -24,6 +24,8 @@ import httpx
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
+TOO_MUCH = 413
+"""The status of a request that is too long: the one refusal that another problem or response need not meet."""
 
 Problem = str | Sequence[dict[str, str]] | Sequence[int]
 """The problem's text, the messages of a chat, or a prompt's token ids."""

@@ -16,13 +16,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from prm_ray.client import Client, Problem, Response, ResponseReward, ServerError
+from prm_ray.client import TOO_MUCH, Client, Problem, Response, ResponseReward, ServerError
 
 logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., list[float | None]]
-_TOO_MUCH = 413
-"""The one refusal that says something about a prompt and its completions alone; the next batch may fit."""
 
 
 def reward_function(
@@ -57,7 +55,7 @@ def reward_function(
         try:
             return [*client.rewards(problem, responses, model=model, aggregation=aggregation)]
         except ServerError as error:
-            if error.status != _TOO_MUCH:
+            if error.status != TOO_MUCH:
                 raise
             return [str(error)] * len(responses)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from prm_ray.client import AsyncClient, Problem, Response, ResponseReward
+from prm_ray.client import TOO_MUCH, AsyncClient, Problem, Response, ResponseReward, ServerError
 
 
 async def compute_score(
@@ -66,7 +66,12 @@ async def score_response(
         raise ValueError("url is not given; set it in reward_kwargs, or PRM_RAY_URL in the environment")
     api_key = api_key or os.environ.get("PRM_RAY_API_KEY")
     client = _client(asyncio.get_running_loop(), url, api_key, timeout, max_tries)
-    (found,) = await client.rewards(problem, [response], model=model, aggregation=aggregation)
+    try:
+        (found,) = await client.rewards(problem, [response], model=model, aggregation=aggregation)
+    except ServerError as error:
+        if error.status != TOO_MUCH:
+            raise
+        found = ResponseReward(0, None, {}, [], 0, f"{error.kind}: {error.message}")
     return _result(found, score_of_failure)
 
 
