@@ -4,7 +4,6 @@ What a client reads must be the scorer's rewards; docs/serving.md has a table of
 packages are no part of the environment, and are skipped where they are not installed.
 """
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +109,10 @@ def test_openai_chat_completions_streams_the_same_answer(chat: openai.OpenAI) ->
     deltas = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert "".join(deltas) == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
+    without_usage = chat.chat.completions.create(model="demo", messages=MESSAGES, stream=True)
+    pieces = [(chunk.choices[0].delta.content or "", chunk.model_extra or {}) for chunk in without_usage]
+    assert "".join(piece for piece, _ in pieces) == whole.choices[0].message.content
+    assert pieces[-1][1]["prm_metadata"]["num_candidates"] == 4
 
 
 def test_openai_errors_keep_their_message_and_models_are_listed(chat: openai.OpenAI) -> None:
@@ -204,25 +207,3 @@ def test_vllms_own_requests_and_replies(url: str, scorer: Scorer) -> None:
     one = classify.ClassificationCompletionRequest(model="demo", input=whole[0], use_activation=False)
     found = ask("/classify", one, classify.ClassificationResponse)
     assert found.data[-1].probs[-1] == pytest.approx(rewards(scorer)[0], abs=1e-5)  # where verl reads it
-
-
-def test_openrlhf_as_its_agent_sends_it(url: str, scorer: Scorer) -> None:
-    """Lists of one, from a session of aiohttp."""
-    aiohttp = pytest.importorskip("aiohttp")
-    tokenizer = scorer.tokenizer
-    prompt = tokenizer.decode(encode_prompt(tokenizer, MESSAGES))
-    payload = {"query": [f"{prompt}{RESPONSES[0]}{tokenizer.eos_token}"], "prompts": [prompt], "labels": ["7"]}
-
-    async def ask() -> Any:
-        timeout = aiohttp.ClientTimeout(total=180)
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(f"{url}/get_reward", json=payload) as reply,
-        ):
-            reply.raise_for_status()
-            return await reply.json()
-
-    found = asyncio.run(ask())
-    (reward,) = found["rewards"]
-    assert reward == pytest.approx(rewards(scorer)[0], abs=1e-5) and found["scores"] == [sigmoid(reward)]
-    assert all(len(torch.tensor([values])) == 1 for values in found["extra_logs"].values())  # as it stores them
