@@ -16,7 +16,7 @@ from benchmarks import common, ways
 from benchmarks.common import Setting
 from prm_ray.core.packing import PromptGroup
 from prm_ray.stages.sampler import VllmSampler
-from prm_ray.stages.sampling import Sample, SamplerOptions
+from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions
 
 
 class Engine:
@@ -31,9 +31,7 @@ class Engine:
             model=path,
             dtype=setting.dtype,
             trust_remote_code=False,
-            num_samples=setting.n,
-            temperature=1.0,
-            top_p=1.0,
+            decoding=Decoding(setting.n, temperature=1.0, top_p=1.0),
             max_tokens=setting.response,
             max_model_len=max(64, longest + 1),
             num_gpus=int(torch.cuda.is_available()),
@@ -62,9 +60,10 @@ class Engine:
 
 
 class _Sampler(VllmSampler):
-    def __init__(self, options: SamplerOptions):
-        super().__init__(options)
-        self._params.ignore_eos = True
+    def _params(self, seed: int, max_tokens: int, decoding: Decoding) -> Any:
+        params = super()._params(seed, max_tokens, decoding)
+        params.ignore_eos = True
+        return params
 
     async def prompt_logprobs(self, rows: list[ways.Row]) -> list[Tensor]:
         return await asyncio.gather(*(self._score(row) for row in rows))

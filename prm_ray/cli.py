@@ -38,6 +38,7 @@ _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
     "serve": "serve the trained model over HTTP",
+    "key": "make an API key for the server",
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
     "experiment": "train many variants of one config, each with several seeds, then compare them",
     "compare": "compare finished runs: one page, pictures and a table",
@@ -53,10 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     verb = words[0]
     args = _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(_fresh_spelled_out(words[1:]))
     with failing_in_one_line():
-        if verb in _SEVERAL_RUNS:
-            _SEVERAL_RUNS[verb](args)
+        if verb in _WITHOUT_CONFIG:
+            _WITHOUT_CONFIG[verb](args)
             return
         config = _config(verb, args)
+        if verb == "serve":
+            _serve(config, args.yaml)
+            return
         fresh_from = _fresh_from(verb, args.fresh, config)
         _dispatch(verb, config, fresh_from)
 
@@ -65,11 +69,6 @@ def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
     from prm_ray.runlog import set_up_logging
 
     set_up_logging()
-    if verb == "serve":
-        from prm_ray.serve import server
-
-        server.run(config)
-        return
     from prm_ray.stages import pipeline
 
     if fresh_from:
@@ -82,6 +81,17 @@ def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
         pipeline.run_all(config)
     else:
         pipeline.run_stage(config, verb)
+
+
+def _serve(config: RunConfig, as_yaml: bool) -> None:
+    from prm_ray.runlog import set_up_logging
+    from prm_ray.serve import server
+
+    set_up_logging()
+    if as_yaml:
+        server.print_manifest(config)
+    else:
+        server.run(config)
 
 
 def _experiment(args: argparse.Namespace) -> None:
@@ -109,7 +119,19 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare_words(args.runs, args.out, args.show))
 
 
-_SEVERAL_RUNS = {"experiment": _experiment, "compare": _compare}
+def _key(args: argparse.Namespace) -> None:
+    from prm_ray.serve.keys import add_line, new_key
+
+    key, line = new_key(args.name, args.requests_per_minute)
+    if args.file is None:
+        print(f"line of serve.api_keys_file:\n  {line}", file=sys.stderr)
+    else:
+        add_line(args.file, line)
+        print(f"{args.file} lets in {args.name}; the key is shown this once:", file=sys.stderr)
+    print(key)
+
+
+_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": _key}
 """Verbs that take no config of one run."""
 
 
@@ -181,7 +203,9 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
     else:
         add_config_arguments(parser)
     if verb == "serve":
-        parser.set_defaults(fresh=None)
+        parser.add_argument(
+            "--yaml", action="store_true", help="print the Serve config file for a cluster (serve deploy) instead"
+        )
         return parser
     parser.add_argument(
         "--fresh",
@@ -236,7 +260,20 @@ def _compare_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser}
+def _key_parser(verb: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        f"prm-ray {verb}",
+        _sentence(_VERBS[verb]) + "\n\nThe key goes to stdout; the file holds its SHA-256. A running server reads the "
+        "file again when it changes:\ntake a line out to revoke its key.",
+        f"example:\n  prm-ray {verb} trainer --file keys.txt --requests-per-minute 600\n",
+    )
+    parser.add_argument("name", metavar="NAME", help="whose it is, for the log and the rate")
+    parser.add_argument("--file", metavar="FILE", type=Path, help="append the key's line to this file")
+    parser.add_argument("--requests-per-minute", metavar="N", type=int, help="most requests (default: no limit)")
+    return parser
+
+
+_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": _key_parser}
 
 
 def _version() -> str:

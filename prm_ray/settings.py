@@ -530,6 +530,39 @@ class ServeSection(Section):
     """A request that takes longer is answered 504, and costs nothing more."""
     cache_tokens: int = Field(8192, ge=0)
     """Tokens of which each model keeps what it computed: a problem seen before costs only its new responses."""
+    api_keys_file: Path | None = None
+    """A line a key, made by `prm-ray key`; without it nobody is asked for one, and only this machine is listened to."""
+    max_body_mb: float = Field(16, gt=0)
+    """Largest body of a request in MiB; beyond it the answer is 413."""
+    body_timeout_seconds: float = Field(10, gt=0)
+    """Longest pause between two pieces of a body; beyond it the answer is 408."""
+    generator: str | None = None
+    """Where /v1/chat/completions takes its candidates from: `vllm` = an engine of this application with the run's
+    generator (transformers where vLLM is not installed), or the URL of an OpenAI-compatible server (http://.../v1)."""
+    generator_model: str | None = None
+    """Name of the model to ask a generator at a URL for; none = the one that the client names."""
+    generator_key_env: str = "PRM_RAY_GENERATOR_KEY"
+    """Environment variable with the API key of a generator at a URL."""
+    generator_replicas: int = Field(1, ge=1)
+    """Engines of this application's own generator, each with generate.gpus_per_engine."""
+    generator_timeout_seconds: float = Field(60, gt=0)
+    """After it the candidates that are there are used; without any the answer is 504."""
+    best_of: int = Field(8, ge=1)
+    """Candidates of a chat completion that does not say how many."""
+
+    @field_validator("generator")
+    @classmethod
+    def _is_a_generator(cls, value: str | None) -> str | None:
+        if value not in (None, "vllm") and not re.fullmatch(r"https?://[^\s/]+\S*", value or ""):
+            raise ValueError("must be vllm or a URL such as http://127.0.0.1:8001/v1")
+        return value
+
+    @field_validator("generator_key_env")
+    @classmethod
+    def _is_a_variable(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*", value):
+            raise ValueError("must be the name of an environment variable, not the key itself")
+        return value
 
 
 def _checked_regex(value: str | None) -> str | None:

@@ -1,6 +1,8 @@
-"""The server in this process: a tiny model behind the HTTP application, asked with httpx."""
+"""The server in this process: a tiny model behind the HTTP application, asked with httpx or over a port."""
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,10 +15,10 @@ from fastapi import FastAPI
 from prm_ray.scorer import Scorer
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
+from prm_ray.serve.generator import Candidate, Generated
 from prm_ray.serve.local import LocalBackend
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import ModelFacts
-from tests.processes import wait_until
 
 LIMITS = Limits(max_tokens=2000, max_queued_tokens=10_000, token_budget=500)
 FACTS = partial(ModelFacts, reward="log_ratio", with_reference=True, aggregation="min", step_rule="newline")
@@ -41,6 +43,18 @@ def tiny_api(
     return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)), gateway)
 
 
+class LateGenerator:
+    """Gives these texts after so many seconds, and always one less than it was asked for."""
+
+    def __init__(self, texts: list[str], seconds: float = 0.0):
+        self._texts, self._seconds = texts, seconds
+
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        await asyncio.sleep(self._seconds)
+        candidates = [Candidate(text, "stop") for text in self._texts[: count - 1]]
+        return Generated(candidates, "generator", 5, 5, ["one was late"])
+
+
 async def asked(api: FastAPI, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:
     """Replies to calls made one after the other."""
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
@@ -53,12 +67,17 @@ def post(path: str, body: Any) -> Callable[[httpx.AsyncClient], Any]:
 
 
 @contextmanager
-def running(api: FastAPI) -> Iterator[str]:
-    """The application over real HTTP at a free port of this machine: its URL."""
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
+def over_http(app: Callable[..., Any]) -> Iterator[str]:
+    """The application at a free port of this machine; gives its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    wait_until(lambda: server.started, 30, "server")
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.02)
+    host, port = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)

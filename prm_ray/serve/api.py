@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from prm_ray.serve.asking import Asking, Gateway, RequestLimits
 from prm_ray.serve.bodies import error_body, validation_message
 from prm_ray.serve.dialects import chat, openrlhf, own, rerank, trl, vllm
+from prm_ray.serve.page import add_playground
 from prm_ray.serve.scoring import Backend, Refusal, RefusedError
 
 DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, trl.router, chat.router)
@@ -52,6 +53,7 @@ def make_api(backend: Backend, limits: RequestLimits, gateway: Gateway | None = 
         router.route_class = StrictJsonRoute
         api.include_router(router)
     _add_health(api)
+    add_playground(api)
     api.add_exception_handler(RequestValidationError, _answer_invalid)
     api.add_exception_handler(RefusedError, _answer_refused)
     api.add_exception_handler(HTTPException, _answer_http)

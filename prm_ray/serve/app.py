@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,15 +18,21 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from prm_ray.config import RunConfig, parse_config
 from prm_ray.serve.api import make_api
-from prm_ray.serve.asking import RequestLimits
+from prm_ray.serve.asking import Gateway, RequestLimits
+from prm_ray.serve.generation import ChatModel, generator_options
+from prm_ray.serve.generator import Generated, Generator, HttpGenerator, gather_candidates
+from prm_ray.serve.guard import Guard, GuardLimits, Traffic
+from prm_ray.serve.keys import KeyRing
+from prm_ray.serve.manifest import APP_NAME
 from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
-from prm_ray.serve.served import ServedModel, load_scorer
+from prm_ray.serve.served import ServedModel, load_scorer, served_models
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.sampling import SamplerOptions
 
-APP_NAME = "prm_ray"
 _TRIES = 4
 """A replica may die with a request, and the next one may be stopping: scoring twice changes nothing."""
 _BEGINNING = 200
@@ -46,6 +55,16 @@ class ScorerReplica:
         self._replica.check()
 
 
+class GeneratorReplica:
+    """`ChatModel` as a Serve deployment."""
+
+    def __init__(self, options: SamplerOptions, name: str, chat_template: Path | None):
+        self._model = ChatModel(options, name, chat_template)
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any] | Refusal:
+        return await self._model.complete(body)
+
+
 class ServeBackend:
     """The models' deployments."""
 
@@ -55,21 +74,9 @@ class ServeBackend:
 
     async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
         handle = self._handles[model].options(session_id=_session(asks[0]))
-        refusal = Refusal(503, "unavailable", "no replica with the model answers; try again", 2)
-        for attempt in range(_TRIES):
-            try:
-                outcome = await handle.score.remote(asks, options)
-            except BackPressureError:
-                raise RefusedError(Refusal(429, "overloaded", "too many requests wait; try again later", 1)) from None
-            except (RayActorError, DeploymentUnavailableError):
-                await asyncio.sleep(0.1 * 2**attempt)
-                continue
-            if isinstance(outcome, Scored):
-                return outcome
-            if outcome.kind != "stopping":
-                raise RefusedError(outcome)
-            refusal = outcome
-        raise RefusedError(refusal)
+        outcome = await ask_replica(lambda: handle.score.remote(asks, options))
+        assert isinstance(outcome, Scored)
+        return outcome
 
     async def num_ready(self) -> dict[str, int]:
         status = await asyncio.to_thread(serve.status)
@@ -78,24 +85,109 @@ class ServeBackend:
         return {model: deployments[name].replica_states.get("RUNNING", 0) for model, name in names.items()}
 
 
+class DeploymentGenerator:
+    """Candidates of the application's own language model."""
+
+    def __init__(self, handle: DeploymentHandle):
+        self._handle = handle
+
+    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
+        return await gather_candidates(self._ask, body, count, seconds)
+
+    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        reply = await ask_replica(lambda: self._handle.complete.remote(body))
+        assert isinstance(reply, dict)
+        return reply
+
+
+async def ask_replica(send: Callable[[], Awaitable[Any]]) -> Any:
+    """A replica's reply. Raises `RefusedError` for a refusal, or where none can answer after a few tries."""
+    refusal = Refusal(503, "unavailable", "no replica with the model answers; try again", 2)
+    for attempt in range(_TRIES):
+        try:
+            outcome = await send()
+        except BackPressureError:
+            raise RefusedError(Refusal(429, "overloaded", "too many requests wait; try again later", 1)) from None
+        except (RayActorError, DeploymentUnavailableError):
+            await asyncio.sleep(0.1 * 2**attempt)
+            continue
+        if not isinstance(outcome, Refusal):
+            return outcome
+        if outcome.kind != "stopping":
+            raise RefusedError(outcome)
+        refusal = outcome
+    raise RefusedError(refusal)
+
+
+@dataclass(frozen=True)
+class IngressSettings:
+    """What the ingress has to know; checked on the driver."""
+
+    models: list[ModelFacts]
+    section: ServeSection
+    answer_pattern: str | None
+
+
 class Ingress:
     """Checks and shapes requests; holds no model."""
 
-    def __init__(self, models: Sequence[ModelFacts], limits: RequestLimits, *handles: DeploymentHandle):
-        self._models, self._limits, self._handles = models, limits, handles
+    def __init__(
+        self, settings: IngressSettings, scorers: list[DeploymentHandle], generator: DeploymentHandle | None = None
+    ):
+        self._settings, self._scorers, self._generator = settings, scorers, generator
+        self._traffic = Traffic()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(ServeBackend(self._models, self._handles), self._limits)
+        section = self._settings.section
+        api = make_api(
+            ServeBackend(self._settings.models, self._scorers),
+            RequestLimits(section.max_candidates, section.timeout_seconds),
+            self._gateway(),
+        )
+        limits = GuardLimits(int(section.max_body_mb * 2**20), section.body_timeout_seconds)
+        keys = None if section.api_keys_file is None else KeyRing(section.api_keys_file)
+        api.add_middleware(Guard, limits=limits, keys=keys, traffic=self._traffic)
+        return api
+
+    async def drain(self) -> None:
+        """Refuse new requests; returns when all that were let in have their answers."""
+        await self._traffic.drain()
+
+    def _gateway(self) -> Gateway | None:
+        section = self._settings.section
+        if section.generator is None:
+            return None
+        generator: Generator
+        if self._generator is not None:
+            generator = DeploymentGenerator(self._generator)
+        else:
+            key = os.environ.get(section.generator_key_env)
+            generator = HttpGenerator(section.generator, key, section.generator_model)
+        return Gateway(generator, section.best_of, self._settings.answer_pattern, section.generator_timeout_seconds)
 
 
 def deployment_name(number: int) -> str:
     return f"ScorerReplica{number}"
 
 
-def build(section: ServeSection, models: Sequence[ServedModel]) -> serve.Application:
-    """The application graph: ingress -> replicas of each model."""
-    scorers = [_scorer(section, number, model) for number, model in enumerate(models)]
-    room = section.max_ongoing_requests
+def build(config: RunConfig) -> serve.Application:
+    """The application graph: ingress -> replicas of each model, and of the generator if it has one of its own.
+
+    Raises `UserError` for what `served_models` and `generator_options` find wrong.
+    """
+    section = config.serve
+    models = served_models(config)
+    scorers = [
+        scorer_deployment(section, number).bind(*_replica_arguments(section, model))
+        for number, model in enumerate(models)
+    ]
+    settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern)
+    return bind_ingress(settings, scorers, _generator(config) if section.generator == "vllm" else None)
+
+
+def bind_ingress(settings: IngressSettings, scorers: list[Any], generator: Any = None) -> serve.Application:
+    """`scorers` are bound deployments with the methods of `ScorerReplica`, in the order of the settings' models."""
+    room = settings.section.max_ongoing_requests
     ingress: Any = serve.deployment(
         name="Ingress",
         num_replicas=1,
@@ -105,11 +197,28 @@ def build(section: ServeSection, models: Sequence[ServedModel]) -> serve.Applica
         max_surge_percent=100,  # while it is replaced, the old one answers
         max_constructor_retry_count=1,
     )(serve.ingress()(Ingress))
-    limits = RequestLimits(section.max_candidates, section.timeout_seconds)
-    return ingress.bind([model.facts for model in models], limits, *scorers)
+    return ingress.bind(settings, scorers, generator)
 
 
-def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
+def from_settings(settings: dict[str, Any]) -> serve.Application:
+    """The application of a Serve config file, whose `args` are the sections of a run's config."""
+    return build(parse_config(settings))
+
+
+def _generator(config: RunConfig) -> Any:
+    options = generator_options(config)
+    deployment: Any = serve.deployment(
+        name="Generator",
+        num_replicas=config.serve.generator_replicas,
+        ray_actor_options={"num_cpus": 1, "num_gpus": config.generate.gpus_per_engine},
+        max_ongoing_requests=config.serve.max_ongoing_requests,
+        graceful_shutdown_timeout_s=config.serve.generator_timeout_seconds,
+        max_constructor_retry_count=1,
+    )(GeneratorReplica)
+    return deployment.bind(options, Path(options.model).name, config.prompt.chat_template)
+
+
+def scorer_deployment(section: ServeSection, number: int, replica: type = ScorerReplica) -> Any:
     scaling: dict[str, Any] = {"num_replicas": section.num_replicas}
     if section.max_replicas is not None:
         scaling = {
@@ -117,7 +226,7 @@ def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
                 min_replicas=section.num_replicas, max_replicas=section.max_replicas
             )
         }
-    deployment: Any = serve.deployment(
+    return serve.deployment(
         name=deployment_name(number),
         ray_actor_options={"num_cpus": 1, "num_gpus": section.gpus_per_replica},
         max_ongoing_requests=section.max_ongoing_requests,
@@ -127,9 +236,12 @@ def _scorer(section: ServeSection, number: int, model: ServedModel) -> Any:
         max_surge_percent=50,
         max_constructor_retry_count=1,  # a model that does not load does not load the second time either
         **scaling,
-    )(ScorerReplica)
+    )(replica)
+
+
+def _replica_arguments(section: ServeSection, model: ServedModel) -> tuple[ServedModel, Limits, int]:
     limits = Limits(section.max_tokens, section.max_queued_tokens, model.token_budget)
-    return deployment.bind(model, limits, section.num_replicas)
+    return model, limits, section.num_replicas
 
 
 def _session(ask: Ask | Conversation) -> str:

@@ -71,9 +71,18 @@ class Asking:
             _refuse(413, "too_many_tokens", failures[0].message)
         return scored
 
+    @property
+    def max_candidates(self) -> int:
+        return self._limits.max_candidates
+
+    @property
+    def best_of(self) -> int | None:
+        """Candidates that the gateway generates for a request that does not say; None without a generator."""
+        return None if self._gateway is None else self._gateway.best_of
+
     def gateway(self) -> Gateway:
         if self._gateway is None:
-            _refuse(404, "no_generator", "this server has no generator: start it with serve.generator_url")
+            _refuse(404, "no_generator", "this server has no generator: start it with serve.generator")
         return self._gateway
 
     async def generate(self, body: dict[str, Any], count: int) -> Generated:

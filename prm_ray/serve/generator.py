@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,26 +49,7 @@ class HttpGenerator:
 
     async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
         body = body | ({} if self._model is None else {"model": self._model})
-        cuts = _cut(count)
-        tasks = [asyncio.create_task(self._ask(body | {"n": each, "stream": False})) for each in cuts]
-        _, late = await asyncio.wait(tasks, timeout=seconds)
-        for task in late:
-            task.cancel()
-        generated = Generated()
-        refusals: list[Refusal] = []
-        for task in tasks:
-            if task in late:
-                refusals.append(Refusal(504, "generator_timeout", f"the generator took longer than {seconds:g} s", 1))
-            elif isinstance(error := task.exception(), RefusedError):
-                refusals.append(error.refusal)
-            else:
-                _add(generated, task.result())
-        if not generated.candidates:
-            raise RefusedError(
-                refusals[0] if refusals else Refusal(502, "bad_generator", "the generator gave no candidate")
-            )
-        generated.problems = list(dict.fromkeys(refusal.message for refusal in refusals))
-        return generated
+        return await gather_candidates(self._ask, body, count, seconds)
 
     async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -86,6 +68,39 @@ class HttpGenerator:
         except (ValueError, KeyError, AssertionError):
             raise RefusedError(Refusal(502, "bad_generator", "the generator's reply is no chat completion")) from None
         return found
+
+
+async def gather_candidates(
+    ask: Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]],
+    body: dict[str, Any],
+    count: int,
+    seconds: float,
+) -> Generated:
+    """The candidates of several requests at once, as many as come within so many seconds.
+
+    `ask` takes a request body and gives a chat completion. Raises `RefusedError` if there are no candidates at all.
+    """
+    tasks = [asyncio.create_task(ask(body | {"n": each, "stream": False})) for each in _cut(count)]
+    try:
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+    finally:  # also when the client has gone: nobody waits for the others either
+        for task in tasks:
+            task.cancel()
+    generated = Generated()
+    refusals: list[Refusal] = []
+    for task in tasks:
+        if task in late:
+            refusals.append(Refusal(504, "generator_timeout", f"the generator took longer than {seconds:g} s", 1))
+        elif isinstance(error := task.exception(), RefusedError):
+            refusals.append(error.refusal)
+        else:
+            _add(generated, task.result())
+    if not generated.candidates:
+        raise RefusedError(
+            refusals[0] if refusals else Refusal(502, "bad_generator", "the generator gave no candidate")
+        )
+    generated.problems = list(dict.fromkeys(refusal.message for refusal in refusals))
+    return generated
 
 
 def _cut(count: int) -> list[int]:

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 
 from prm_ray.serve.bodies import error_body
 from prm_ray.serve.keys import ApiKey, KeyRing, RateLimit
+from prm_ray.serve.page import PATHS as PLAYGROUND_PATHS
 from prm_ray.serve.scoring import Refusal, RefusedError
 
 Scope = MutableMapping[str, Any]
@@ -26,7 +27,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/health", "/readyz"})
+OPEN_PATHS = frozenset({"/healthz", "/health", "/readyz"}) | PLAYGROUND_PATHS
 """Need no key."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,200}")
 
@@ -51,6 +52,32 @@ class Seen:
     """Its name."""
 
 
+class Traffic:
+    """Requests that are being answered, and whether more are let in; must be used inside one event loop."""
+
+    def __init__(self) -> None:
+        self._num_open = 0
+        self._closing = False
+        self._changed = asyncio.Event()
+
+    def enter(self) -> None:
+        """Raises `RefusedError` once the server is stopping."""
+        if self._closing:
+            raise RefusedError(Refusal(503, "stopping", "the server is shutting down; try again", 2))
+        self._num_open += 1
+
+    def leave(self) -> None:
+        self._num_open -= 1
+        self._changed.set()
+
+    async def drain(self) -> None:
+        """Let nobody in any more; returns when those inside have their answers."""
+        self._closing = True
+        while self._num_open:
+            self._changed.clear()
+            await self._changed.wait()
+
+
 class Guard:
     def __init__(
         self,
@@ -58,8 +85,10 @@ class Guard:
         limits: GuardLimits,
         keys: KeyRing | None = None,
         on_seen: Callable[[Seen], None] | None = None,
+        traffic: Traffic | None = None,
     ):
         self._app, self._limits, self._keys, self._on_seen = app, limits, keys, on_seen
+        self._traffic = traffic or Traffic()
         self._rates = RateLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +99,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        start, status, key = time.monotonic(), None, None
+        start, status, key, inside = time.monotonic(), None, None, False
         body = _LimitedBody(self._limits, receive)
 
         async def send_with_id(message: Message) -> None:
@@ -84,6 +113,8 @@ class Guard:
 
         try:
             key = self._let_in(scope["path"], headers)
+            self._traffic.enter()
+            inside = True
             body.check_announced(headers)
             await self._app(scope, body.receive, send_with_id)
         except RefusedError as error:
@@ -95,6 +126,8 @@ class Guard:
             if body.refusal is not None and status is None:
                 refusal, body.refusal = body.refusal, None
                 await _answer(refusal)(scope, receive, send_with_id)
+            if inside:
+                self._traffic.leave()
             if self._on_seen is not None:
                 name = None if key is None else key.name
                 seconds = time.monotonic() - start

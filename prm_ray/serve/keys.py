@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import time
@@ -31,10 +32,30 @@ class ApiKey:
     requests_per_minute: int | None = None
 
 
-def new_key(name: str) -> tuple[str, str]:
-    """(the key, which is shown once; the line of the file that lets it in)."""
+def new_key(name: str, requests_per_minute: int | None = None) -> tuple[str, str]:
+    """(the key, which is shown once; the line of the file that lets it in).
+
+    Raises `UserError` for a name or a rate that a line cannot hold.
+    """
     key = f"prm-{secrets.token_urlsafe(32)}"
-    return key, f"{name} {digest_of(key)}"
+    line = f"{name} {digest_of(key)}" + ("" if requests_per_minute is None else f" {requests_per_minute}")
+    if not _LINE.fullmatch(line):
+        raise UserError(
+            f"the key's name {name!r} must be 1 to 100 letters, digits, dots, dashes or underscores"
+            + ("" if requests_per_minute is None else f", and {requests_per_minute} a positive number")
+        )
+    return key, line
+
+
+def add_line(path: Path, line: str) -> None:
+    """Append a line; a file that is made for it can be read by its owner alone. Raises `UserError` if it cannot be."""
+    try:
+        with open(path, "a+", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.seek(0)
+            ends = file.read()[-1:] in ("", "\n")
+            file.write(("" if ends else "\n") + line + "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--file {str(path)!r} cannot be written: {error}") from None
 
 
 def digest_of(key: str) -> str:

@@ -14,13 +14,18 @@ import urllib.request
 from types import FrameType
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
-from prm_ray.serve.served import served_models
+from prm_ray.serve.generation import generator_options
+from prm_ray.serve.keys import read_keys
+from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
+from prm_ray.serve.served import ServedModel, served_models
+from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
 
@@ -28,17 +33,26 @@ _ANSWERS_WITHIN_SECONDS = 60
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
+def print_manifest(config: RunConfig) -> None:
+    """Raises `UserError` for an address that others reach, without keys; the files themselves are on the cluster."""
+    _check_has_keys(config.serve)
+    print(to_yaml(config), end="")
+
+
 def run(config: RunConfig) -> None:
     """Serve the trained model of a run until Ctrl-C or SIGTERM (which `ray job stop` sends)."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    base_url = start(config)
+    models = _check(config)
+    start_ray(config)
+    signal.signal(signal.SIGTERM, _interrupt)  # not before: Ray, when it starts, puts a handler of its own in its place
+    base_url = _deploy(config, models)
     body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
     log.info("serving at %s, stop with Ctrl-C; try:\n  curl %s/rerank --json '%s'", base_url, base_url, body)
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        log.info("stopping")
+        log.info("stopping: requests that were let in are answered first")
+        _drain(config.serve)
     finally:
         stop()
 
@@ -49,29 +63,33 @@ def start(config: RunConfig) -> str:
     Raises `UserError`, before anything heavy starts where that is possible, if there is no trained model, the address
     cannot be used, or the model does not load.
     """
-    models = served_models(config)
-    host, port = config.serve.host, config.serve.port
-    is_loopback = _is_loopback(host)
-    _check_address(host, port)
-    if not is_loopback:
-        log.warning(
-            "WARNING: serve.host is %s: everyone who reaches this machine on port %d can use the server, "
-            "there is no authentication. Put it behind a gateway that has one.",
-            host,
-            port,
-        )
+    models = _check(config)
     start_ray(config)
-    from prm_ray.serve.app import APP_NAME, build  # loads torch, which a wrong config should not wait for
+    return _deploy(config, models)
+
+
+def _check(config: RunConfig) -> list[ServedModel]:
+    models = served_models(config)
+    check_keys(config.serve)
+    if config.serve.generator == "vllm":
+        generator_options(config)
+    _check_address(config.serve.host, config.serve.port)
+    return models
+
+
+def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
+    from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    host, port = config.serve.host, config.serve.port
     serve.start(
-        proxy_location="HeadOnly" if is_loopback else "EveryNode",
-        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + 10},
+        proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
+        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS},
         logging_config=_QUIET,
     )
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
-        serve.run(build(config.serve, models), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
+        serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
         stop()
@@ -87,6 +105,15 @@ def start(config: RunConfig) -> str:
     return base_url
 
 
+def _drain(section: ServeSection) -> None:
+    """Let requests end, as long as one may take; a second Ctrl-C stops at once."""
+    longest = section.timeout_seconds + (section.generator_timeout_seconds if section.generator else 0)
+    try:
+        serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=longest)
+    except (KeyboardInterrupt, TimeoutError, RayServeException, RayError) as error:
+        log.warning("stopped before all requests were answered (%s)", type(error).__name__)
+
+
 def stop() -> None:
     """Shut Serve down, on this cluster as a whole. Ray itself goes on."""
     serve.shutdown()
@@ -97,6 +124,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def check_keys(section: ServeSection) -> None:
+    """Raises `UserError` for a file without valid keys, or for none where others than this machine are listened to."""
+    _check_has_keys(section)
+    if section.api_keys_file is not None:
+        read_keys(section.api_keys_file)
+
+
+def _check_has_keys(section: ServeSection) -> None:
+    if section.api_keys_file is None and not _is_loopback(section.host):
+        raise UserError(
+            f"serve.host {section.host!r} is reached from other machines: serve.api_keys_file must name a file "
+            "with API keys (prm-ray key NAME --file FILE makes one)"
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -61,7 +61,8 @@ def completion_options(config: RunConfig, model: str) -> SamplerOptions:
     once = config.generate.model_copy(update={"num_samples": 1})
     options = sampler_options(config.model_copy(update={"generate": once}), model)
     seed = _seed(f"{config.run.seed} step_label")
-    return replace(options, num_samples=config.step_label.num_completions, seed=seed)
+    decoding = replace(options.decoding, num_samples=config.step_label.num_completions)
+    return replace(options, decoding=decoding, seed=seed)
 
 
 def check_gold_answers(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prm_ray.runlog import log
-from prm_ray.stages.sampling import Sample, Sampler, SamplerOptions
+from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions
 from prm_ray.stages.transformers_sampler import TransformersSampler
 
 _CPU_MAX_SEQUENCES = 256
@@ -31,37 +31,28 @@ class VllmSampler:
 
     def __init__(self, options: SamplerOptions):
         _set_engine_environment(options)
-        from vllm import SamplingParams
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._on_gpu = options.num_gpus > 0
-        self._params = SamplingParams(
-            n=options.num_samples,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_tokens=options.max_tokens,
-            logprobs=0,  # the sampled token's own log-prob and no others
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # the default delivers one sample a message and loses the rest
-        )
+        self._options = options
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_engine_options(options)))
         atexit.register(self.close)
 
     async def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int] | None = None,
+        decoding: Decoding | None = None,
     ) -> list[list[Sample]]:
-        limits = max_tokens or [self._params.max_tokens] * len(prompts)
-        return await asyncio.gather(*map(self._request, prompts, seeds, limits))
+        limits = max_tokens or [self._options.max_tokens] * len(prompts)
+        decodings = [decoding or self._options.decoding] * len(prompts)
+        return await asyncio.gather(*map(self._request, prompts, seeds, limits, decodings))
 
-    async def _request(self, prompt: Sequence[int], seed: int, max_tokens: int) -> list[Sample]:
+    async def _request(self, prompt: Sequence[int], seed: int, max_tokens: int, decoding: Decoding) -> list[Sample]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        params = self._params.clone()
-        params.max_tokens = max_tokens
-        if self._on_gpu:  # vLLM on a CPU crashes on a seeded request whose prompt comes partly from the prefix cache
-            params.seed = seed
+        params = self._params(seed, max_tokens, decoding)
         tokens: Any = {"type": "token", "prompt_token_ids": list(prompt)}
         request = self._engine.generate(tokens, params, request_id=uuid.uuid4().hex)
         try:
@@ -70,8 +61,25 @@ class VllmSampler:
             # The engine's process is gone and never comes back; Ray starts a dead actor anew and redoes its shard.
             log.error("the vLLM engine died (%s): leaving the worker, so that it starts anew", error)
             os._exit(1)
-        assert len(outputs) == self._params.n
+        assert len(outputs) == decoding.num_samples
         return [_as_sample(output) for output in sorted(outputs, key=lambda output: output.index)]
+
+    def _params(self, seed: int, max_tokens: int, decoding: Decoding) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=decoding.num_samples,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            stop=list(decoding.stop),
+            max_tokens=max_tokens,
+            # vLLM on a CPU crashes on a seeded request whose prompt comes partly from the prefix cache
+            seed=seed if self._options.num_gpus else None,
+            logprobs=0,  # the sampled token's own log-prob and no others
+            detokenize=bool(decoding.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,  # the default delivers one sample a message and loses the rest
+        )
 
     def close(self) -> None:
         """Stop the engine's own processes; nobody else would."""

@@ -24,15 +24,30 @@ class Sample:
     finish_reason: str
 
 
-class Sampler(Protocol):
-    """Samples `SamplerOptions.num_samples` responses for each prompt, in the order of the prompts.
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are drawn: so many of each prompt, at which temperature (0 = the likeliest token)."""
 
-    `max_tokens` has the most tokens of a response to each prompt, none above `SamplerOptions.max_tokens`, which is the
-    limit of all without it. A prompt may be the beginning of a response, behind the prompt proper.
+    num_samples: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...] = ()
+    """A response ends where one of these texts does; its tokens include it."""
+
+
+class Sampler(Protocol):
+    """Samples responses for each prompt, in the order of the prompts.
+
+    `max_tokens` has the most tokens of a response to each prompt; without it `SamplerOptions.max_tokens` is the limit
+    of all. A prompt may be the beginning of a response, behind the prompt proper. `decoding` replaces the options' own.
     """
 
     async def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int] | None = None,
+        decoding: Decoding | None = None,
     ) -> list[list[Sample]]: ...
 
 
@@ -44,9 +59,7 @@ class SamplerOptions:
     model: str
     dtype: str
     trust_remote_code: bool
-    num_samples: int
-    temperature: float
-    top_p: float
+    decoding: Decoding
     max_tokens: int
     max_model_len: int
     num_gpus: int
@@ -69,9 +82,7 @@ def sampler_options(config: RunConfig, model: str) -> SamplerOptions:
         model=model,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
-        num_samples=section.num_samples,
-        temperature=section.temperature,
-        top_p=section.top_p,
+        decoding=Decoding(section.num_samples, section.temperature, section.top_p),
         max_tokens=section.max_tokens,
         max_model_len=min(limit, context_length(model) or limit),
         num_gpus=section.gpus_per_engine,

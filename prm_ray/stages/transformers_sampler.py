@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from prm_ray.models import load_model, load_tokenizer
-from prm_ray.stages.sampling import Sample, SamplerOptions
+from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,23 +30,27 @@ class TransformersSampler:
         self._ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
     async def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int] | None = None,
+        decoding: Decoding | None = None,
     ) -> list[list[Sample]]:
         """Blocks its event loop: there is one model and it is busy with one batch at a time."""
-        options = self._options
+        options, decoding = self._options, decoding or self._options.decoding
         limits = [
             min(limit, options.max_model_len - len(prompt))
             for limit, prompt in zip(max_tokens or [options.max_tokens] * len(prompts), prompts, strict=True)
         ]
         samples: list[list[Sample]] = []
-        for batch in self._batches([len(prompt) for prompt in prompts], limits):
-            samples += self._batch(prompts[batch], limits[batch], seeds[batch.start])
+        for batch in self._batches([len(prompt) for prompt in prompts], limits, decoding.num_samples):
+            samples += self._batch(prompts[batch], limits[batch], seeds[batch.start], decoding)
         return samples
 
-    def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> Iterator[slice]:
+    def _batches(self, lengths: Sequence[int], limits: Sequence[int], num_samples: int) -> Iterator[slice]:
         """Neighbours, as long as the longest prompt and the longest response of a batch fit into the model together:
         prompts are padded on the left, and all of a batch write until the last has ended."""
-        size, start = max(1, _SEQUENCES // self._options.num_samples), 0
+        size, start = max(1, _SEQUENCES // num_samples), 0
         for stop in range(1, len(lengths) + 1):
             whole = slice(start, stop + 1)
             full = stop - start == size
@@ -54,7 +58,9 @@ class TransformersSampler:
                 yield slice(start, stop)
                 start = stop
 
-    def _batch(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seed: int) -> list[list[Sample]]:
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seed: int, decoding: Decoding
+    ) -> list[list[Sample]]:
         longest = max(map(len, prompts))
         pad = min(self._ends)
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
@@ -65,25 +71,25 @@ class TransformersSampler:
             out = self._model.generate(
                 ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
-                generation_config=self._generation_config(max(limits), pad),
+                generation_config=self._generation_config(max(limits), pad, decoding),
                 logits_processor=LogitsProcessorList([raw]),
             )
         assert isinstance(out, torch.Tensor)
-        num = self._options.num_samples
+        num = decoding.num_samples
         tokens, logprobs = out[:, longest:].tolist(), raw.logprobs(out)
         return [
             [self._cut(tokens[row][:limit], logprobs[row][:limit]) for row in range(num * index, num * (index + 1))]
             for index, limit in enumerate(limits)
         ]
 
-    def _generation_config(self, max_tokens: int, pad: int) -> GenerationConfig:
-        options = self._options
+    def _generation_config(self, max_tokens: int, pad: int, decoding: Decoding) -> GenerationConfig:
+        """Stop texts are not looked for: a response goes on behind them, and whoever asked cuts it there."""
         sampling = (
-            {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if options.temperature else {}
+            {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.temperature else {}
         )
         return GenerationConfig(
-            do_sample=options.temperature > 0,
-            num_return_sequences=options.num_samples,
+            do_sample=decoding.temperature > 0,
+            num_return_sequences=decoding.num_samples,
             max_new_tokens=max_tokens,
             eos_token_id=sorted(self._ends),
             pad_token_id=pad,

@@ -19,7 +19,7 @@ from prm_ray.scorer import Scorer
 from prm_ray.serve.asking import Gateway
 from prm_ray.serve.bodies import sigmoid
 from prm_ray.serve.generator import Candidate, Generated
-from tests.serving import running, tiny_api, tiny_scorer
+from tests.serving import over_http, tiny_api, tiny_scorer
 
 PROBLEM = "1 + 2 + 4"
 RESPONSES = ["1 + 2 = 3\n3 + 4 = 7\n", "1 + 2 = 4\nAnswer: 8", "7"]
@@ -54,7 +54,7 @@ def scorer(tiny_model: str, other_tiny_model: str) -> Scorer:
 @pytest.fixture(scope="module")
 def url(scorer: Scorer, tiny_model: str) -> Iterator[str]:
     gateway = Gateway(TinyGenerator(tiny_model), 4, None, 30.0)
-    with running(tiny_api({"demo": scorer}, gateway=gateway)) as url:
+    with over_http(tiny_api({"demo": scorer}, gateway=gateway)) as url:
         yield url
 
 

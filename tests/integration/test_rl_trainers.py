@@ -15,7 +15,7 @@ from prm_ray.integrations.verl import write_step_rewards
 from prm_ray.models import encode_prompt
 from prm_ray.scorer import Scorer
 from prm_ray.serve.bodies import sigmoid
-from tests.serving import running, tiny_api, tiny_scorer
+from tests.serving import over_http, tiny_api, tiny_scorer
 
 PROBLEM = "1 + 2 + 4"
 RESPONSE = "1 + 2 = 3\n3 + 4 = 7\n"
@@ -28,7 +28,7 @@ def scorer(tiny_model: str, other_tiny_model: str) -> Scorer:
 
 @pytest.fixture(scope="module")
 def url(scorer: Scorer) -> Iterator[str]:
-    with running(tiny_api({"demo": scorer})) as url:
+    with over_http(tiny_api({"demo": scorer})) as url:
         yield url
 
 

@@ -61,7 +61,7 @@ def test_help_lists_every_verb_and_an_example_without_loading_anything_heavy():
     [
         ("run", "Run all stages of a config, skipping finished ones."),
         ("train", "Train the process reward model on the labels."),
-        ("serve", "Serve the trained model over HTTP: /score, /rerank, /healthz."),
+        ("serve", "Serve the trained model over HTTP."),
         ("processbench", "Does the trained model find the first wrong step of ProcessBench's solutions?"),
     ],
 )

@@ -12,7 +12,7 @@ from prm_ray.client import ServerError
 from prm_ray.integrations.trl import reward_function
 from prm_ray.integrations.verl import compute_score, score_response, write_step_rewards
 from prm_ray.scorer import Scorer
-from tests.serving import running, tiny_api, tiny_scorer
+from tests.serving import over_http, tiny_api, tiny_scorer
 
 PROBLEMS = ["1 + 2 + 4", "2 + 2"]
 TEXTS = ["1 + 2 = 3\n3 + 4 = 7\n", "1 + 2 = 4\nAnswer: 8", "4"]
@@ -30,7 +30,7 @@ def scorer(tiny_model: str, other_tiny_model: str) -> Scorer:
 
 @pytest.fixture(scope="module")
 def url(scorer: Scorer) -> Iterator[str]:
-    with running(tiny_api({"demo": scorer})) as url:
+    with over_http(tiny_api({"demo": scorer})) as url:
         yield url
 
 

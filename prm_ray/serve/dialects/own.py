@@ -137,6 +137,10 @@ class Model(Body):
 class Models(Body):
     object: Literal["list"] = "list"
     data: list[Model]
+    max_candidates: int
+    """Responses of one request."""
+    best_of: int | None
+    """Candidates of a request to /v1/chat/completions that does not say; none = the server has no generator."""
 
 
 @router.get("/v1/models")
@@ -151,5 +155,7 @@ async def models(ask: Asked) -> Models:
                 step_rule=facts.step_rule,
             )
             for facts in ask.models()
-        ]
+        ],
+        max_candidates=ask.max_candidates,
+        best_of=ask.best_of,
     )

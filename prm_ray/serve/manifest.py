@@ -1,0 +1,40 @@
+"""The Serve config file of a run: what `serve deploy` and a KubeRay RayService take, in YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prm_ray.config import RunConfig
+
+APP_NAME = "prm_ray"
+EXTRA_SECONDS = 10
+"""That Serve waits longer than the application does, so that the application's own answer comes first."""
+
+
+def manifest(config: RunConfig) -> dict[str, Any]:
+    """Of `config.serve`, with the run's settings as the application's arguments.
+
+    The run's folder and the file of keys are read on the cluster, at the paths that the config gives.
+    """
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": config.serve.host,
+            "port": config.serve.port,
+            "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS,
+        },
+        "applications": [
+            {
+                "name": APP_NAME,
+                "route_prefix": "/",
+                "import_path": "prm_ray.serve.app:from_settings",
+                "args": config.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            }
+        ],
+    }
+
+
+def to_yaml(config: RunConfig) -> str:
+    import yaml  # type: ignore[import-untyped]  # comes with Ray
+
+    return yaml.safe_dump(manifest(config), sort_keys=False, allow_unicode=True)
