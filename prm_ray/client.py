@@ -15,7 +15,8 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ import httpx
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
+TOO_MUCH = 413
+"""The status of a request that is too long: the one refusal that another problem or response need not meet."""
 
 Problem = str | Sequence[dict[str, str]] | Sequence[int]
 """The problem's text, the messages of a chat, or a prompt's token ids."""
@@ -43,6 +46,7 @@ class StepReward:
     start: int
     """Characters into the response."""
     end: int
+    num_tokens: int
     reward: float
     prefix_reward: float
     """Of the response up to the step's end."""
@@ -53,12 +57,19 @@ class ResponseReward:
     """One response: its rewards, or why it has none."""
 
     index: int
+    reward: float | None
+    """By the aggregation asked for, or the model's own; None where there is an error."""
     rewards: dict[str, float]
     """Aggregation -> reward; empty where there is an error."""
     steps: list[StepReward]
     num_tokens: int
     error: str | None
     """`kind: message`."""
+
+    @property
+    def step_ends(self) -> list[int]:
+        """Where the steps end, in tokens into the response."""
+        return list(accumulate(step.num_tokens for step in self.steps))
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,11 @@ class _Requests:
         return max(wait, min(_LONGEST_WAIT, float(asked_for))) if asked_for.isdigit() else wait
 
 
-def _rewards_body(problem: Problem, responses: Sequence[Response], model: str | None, truncate: bool) -> dict[str, Any]:
-    return _prompt(problem) | {"responses": [_plain(each) for each in responses], "model": model, "truncate": truncate}
+def _rewards_body(
+    problem: Problem, responses: Sequence[Response], model: str | None, aggregation: str | None, truncate: bool
+) -> dict[str, Any]:
+    body = {"responses": [_plain(each) for each in responses], "model": model, "aggregation": aggregation}
+    return _prompt(problem) | body | {"truncate": truncate}
 
 
 def _rerank_body(
@@ -130,15 +144,16 @@ def _read(outcome: httpx.Response | httpx.TransportError) -> Any:
     raise ServerError(outcome.status_code, kind, str(found.get("message", outcome.text[:200])))
 
 
+_STEP_KEYS = tuple(field.name for field in fields(StepReward))
+
+
 def _response_rewards(body: dict[str, Any]) -> list[ResponseReward]:
     return [
         ResponseReward(
             index=item["index"],
+            reward=(item["rewards"] or {}).get(body["reward"]["aggregation"]),
             rewards=item["rewards"] or {},
-            steps=[
-                StepReward(*(step[key] for key in ("text", "start", "end", "reward", "prefix_reward")))
-                for step in item["steps"] or []
-            ],
+            steps=[StepReward(**{key: step[key] for key in _STEP_KEYS}) for step in item["steps"] or []],
             num_tokens=item["num_tokens"],
             error=_error(item),
         )
@@ -165,10 +180,17 @@ class Client(_Requests):
         self._http = httpx.Client(**self._options)
 
     def rewards(
-        self, problem: Problem, responses: Sequence[Response], *, model: str | None = None, truncate: bool = False
+        self,
+        problem: Problem,
+        responses: Sequence[Response],
+        *,
+        model: str | None = None,
+        aggregation: str | None = None,
+        truncate: bool = False,
     ) -> list[ResponseReward]:
         """Rewards of responses to one problem, in their order. Raises `ServerError`."""
-        return _response_rewards(self._post("/v1/rewards", _rewards_body(problem, responses, model, truncate)))
+        body = _rewards_body(problem, responses, model, aggregation, truncate)
+        return _response_rewards(self._post("/v1/rewards", body))
 
     def rerank(
         self,
@@ -215,10 +237,17 @@ class AsyncClient(_Requests):
         self._http = httpx.AsyncClient(**self._options)
 
     async def rewards(
-        self, problem: Problem, responses: Sequence[Response], *, model: str | None = None, truncate: bool = False
+        self,
+        problem: Problem,
+        responses: Sequence[Response],
+        *,
+        model: str | None = None,
+        aggregation: str | None = None,
+        truncate: bool = False,
     ) -> list[ResponseReward]:
         """As `Client.rewards`."""
-        return _response_rewards(await self._post("/v1/rewards", _rewards_body(problem, responses, model, truncate)))
+        body = _rewards_body(problem, responses, model, aggregation, truncate)
+        return _response_rewards(await self._post("/v1/rewards", body))
 
     async def rerank(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prm_ray.texts import ResponseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Text = TypeVar("Text", str, list[int])
 
 
 def split_conversation(
@@ -16,36 +18,53 @@ def split_conversation(
 ) -> tuple[list[int], list[list[int]]]:
     """(prompt tokens, [response tokens]) of a text in the tokenizer's chat template, special tokens kept, or its ids.
 
-    The text is encoded in one piece. The prompt is the text given, else all up to the last header of an assistant's
-    turn. Raises `ResponseError` if there is no such header, the text does not begin with its prompt, or one is empty.
+    The prompt is the text given, else all up to the last header of an assistant's turn. Raises `ResponseError` if
+    there is no such header, the text does not begin with its prompt, or one of the two is empty.
     """
-    tokens = tokenizer(whole, add_special_tokens=False).input_ids if isinstance(whole, str) else list(whole)
-    if prompt is None:
-        end = _end_of_last(tokens, assistant_header(tokenizer))
-        if end is None:
-            raise ResponseError("the input has no assistant turn of this model's chat template", "invalid_response")
+    if isinstance(whole, str):
+        before, after = _split_text(tokenizer, whole, prompt)
     else:
-        before = tokenizer(prompt, add_special_tokens=False).input_ids
-        if tokens[: len(before)] != before:
-            raise ResponseError("the input does not begin with the tokens of its prompt", "invalid_response")
-        end = len(before)
-    if end in (0, len(tokens)):
-        raise ResponseError(f"the {'response' if end else 'prompt'} of the input is empty", "empty_response")
-    return tokens[:end], [tokens[end:]]
+        before, after = _cut(list(whole), _end_of_last(whole, assistant_header(tokenizer)))
+    if not before or not after:
+        raise ResponseError(f"the {'response' if before else 'prompt'} of the input is empty", "empty_response")
+    return before, [after]
+
+
+def _split_text(tokenizer: PreTrainedTokenizerFast, whole: str, prompt: str | None) -> tuple[list[int], list[int]]:
+    if prompt is None:
+        header = _added_header(tokenizer, tokenize=False)
+        before, _ = _cut(whole, whole.rfind(header) + len(header) if header and header in whole else None)
+    elif whole.startswith(prompt):
+        before = prompt
+    else:
+        raise ResponseError("the input does not begin with its prompt", "invalid_response")
+    prompt_tokens, tokens = (tokenizer(text, add_special_tokens=False).input_ids for text in (before, whole))
+    if tokens[: len(prompt_tokens)] == prompt_tokens:
+        return _cut(tokens, len(prompt_tokens))
+    # A response that begins with a line break may merge with the one that ends its prompt. The policy that sampled it
+    # had the prompt's own tokens before it.
+    return prompt_tokens, tokenizer(whole[len(before) :], add_special_tokens=False).input_ids
 
 
 def assistant_header(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """What the chat template puts before an assistant's turn."""
+    return list(_added_header(tokenizer, tokenize=True))
+
+
+def _added_header(tokenizer: PreTrainedTokenizerFast, tokenize: bool) -> Any:
+    """The end of a chat that an answer follows, as text or as token ids."""
     chat = [{"role": "user", "content": "1"}]
-    with_header, without = (_templated(tokenizer, chat, follows) for follows in (True, False))
+    options: dict[str, Any] = {"tokenize": tokenize, "return_dict": False}
+    with_header, without = (
+        tokenizer.apply_chat_template(chat, add_generation_prompt=follows, **options) for follows in (True, False)
+    )
     return with_header[len(without) :]
 
 
-def _templated(tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, str]], answer_follows: bool) -> list[int]:
-    ids: Any = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=answer_follows, tokenize=True, return_dict=False
-    )
-    return list(ids)
+def _cut(whole: Text, end: int | None) -> tuple[Text, Text]:
+    if end is None:
+        raise ResponseError("the input has no assistant turn of this model's chat template", "invalid_response")
+    return whole[:end], whole[end:]
 
 
 def _end_of_last(tokens: Sequence[int], part: Sequence[int]) -> int | None:

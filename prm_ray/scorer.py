@@ -10,6 +10,7 @@ The batch stage, the server and search use this class, so they cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,12 @@ def group_logprob_pairs(
             for (group, response), values in unpack(logprobs_R.cpu(), batch):
                 found[group][response] = values
     return policy, reference
+
+
+Logprobs = Sequence[Sequence[torch.Tensor]]
+"""Float32 [T] of every response of every group."""
+RefLogprobs = Sequence[Sequence[torch.Tensor | None]]
+"""The same of the reference; None without one."""
 
 
 class Scorer:
@@ -207,27 +214,27 @@ class Scorer:
 
     def score_prepared(self, prepared: Sequence[Candidates]) -> list[list[ScoredResponse]]:
         """Score candidates of many problems in packed passes over all of them."""
-        rewards = self.score_tokens([each.group for each in prepared])
-        return [
-            scored_responses(candidates, list(map(step_rewards, of_group, candidates.step_ends)), of_group)
-            for candidates, of_group in zip(prepared, rewards, strict=True)
-        ]
+        policy, reference = self.logprob_pairs([each.group for each in prepared])
+        found = []
+        rewards = self._paired(policy, reference)
+        for candidates, of_group, *logprobs in zip(prepared, rewards, policy, reference, strict=True):
+            scored = scored_responses(candidates, list(map(step_rewards, of_group, candidates.step_ends)), of_group)
+            found.append(list(map(_with_logprobs, scored, *logprobs)))
+        return found
 
     def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
         """Token rewards of every response of every group: beta * (log pi - log pi_ref), or beta * log pi."""
+        return self._paired(*self.logprob_pairs(groups))
+
+    def logprob_pairs(self, groups: Sequence[PromptGroup]) -> tuple[Logprobs, RefLogprobs]:
+        """log pi and log pi_ref [T] of every response of every group; the latter are None `with_reference=False`."""
         if not self.with_reference:
-            return self.rewards(self.policy_logprobs(groups), [])
+            policy = self.policy_logprobs(groups)
+            return policy, [[None] * len(group) for group in policy]
         assert self.reference is not None, "this scorer was made to score against cached reference log-probs"
         if self.reference is self.policy and has_adapter(self.policy):
-            return self._score_adapter(groups)
-        ref_logprobs = self._logprobs(self.reference, self.reference_cache, groups)
-        return self.score_against(groups, ref_logprobs)
-
-    def score_against(
-        self, groups: Sequence[PromptGroup], ref_logprobs: Sequence[Sequence[torch.Tensor]]
-    ) -> list[list[list[float]]]:
-        """The same from cached reference log-probs: one forward pass instead of two."""
-        return self.rewards(self.policy_logprobs(groups), ref_logprobs)
+            return self._adapter_pairs(groups)
+        return self.policy_logprobs(groups), self._logprobs(self.reference, self.reference_cache, groups)
 
     def policy_logprobs(self, groups: Sequence[PromptGroup]) -> list[list[torch.Tensor]]:
         """log pi [T] of every response of every group, float32 on the CPU."""
@@ -241,16 +248,14 @@ class Scorer:
             return self._paired(logprobs, [[None] * len(group) for group in logprobs])
         return self._paired(logprobs, ref_logprobs)
 
-    def _score_adapter(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
+    def _adapter_pairs(self, groups: Sequence[PromptGroup]) -> tuple[Logprobs, RefLogprobs]:
         if self.policy_cache is None or self.reference_cache is None:
-            return self._paired(*group_logprob_pairs(self.policy, groups, self.token_budget))
+            return group_logprob_pairs(self.policy, groups, self.token_budget)
         with self.policy_cache.use(), self.policy.disable_adapter():  # while it is off, nobody fills the policy's cache
             ref_logprobs = cached_group_logprobs(self.reference_cache, groups, self.token_budget)
-        return self.score_against(groups, ref_logprobs)
+        return self.policy_logprobs(groups), ref_logprobs
 
-    def _paired(
-        self, logprobs: Sequence[Sequence[torch.Tensor]], references: Sequence[Sequence[torch.Tensor | None]]
-    ) -> list[list[list[float]]]:
+    def _paired(self, logprobs: Logprobs, references: RefLogprobs) -> list[list[list[float]]]:
         return [
             [
                 token_rewards(ours, theirs, self.beta, self.beta_schedule).tolist()
@@ -265,3 +270,10 @@ class Scorer:
         if cache is None:
             return group_values(model, groups, self.token_budget)
         return cached_group_logprobs(cache, groups, self.token_budget)
+
+
+def _with_logprobs(
+    scored: ScoredResponse, logprobs_T: torch.Tensor, ref_logprobs_T: torch.Tensor | None
+) -> ScoredResponse:
+    reference = [] if ref_logprobs_T is None else ref_logprobs_T.tolist()
+    return replace(scored, policy_logprobs=logprobs_T.tolist(), ref_logprobs=reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ class ScoredResponse:
     step_rewards: list[float]  # S numbers that add up to rewards["sum"]; of a head its logits at the steps' ends
     rewards: dict[str, float]  # one number an aggregation
     tokens: list[int]  # T ids; none of a published model, which reads the response inside a text of its own
+    policy_logprobs: list[float] = field(default_factory=list)  # log pi, T numbers; none of a head
+    ref_logprobs: list[float] = field(default_factory=list)  # log pi_ref, T numbers; none without a reference
 
 
 def check_numbers(*, beta: float = 1.0, token_budget: int = 1, cache_tokens: int = 0) -> None:

@@ -33,11 +33,16 @@ def tiny_scorer(policy: str, reference: str) -> Scorer:
 
 
 def tiny_api(
-    scorers: dict[str, Any], limits: Limits = LIMITS, gateway: Gateway | None = None, **request_limits: Any
+    scorers: dict[str, Any],
+    limits: Limits = LIMITS,
+    gateway: Gateway | None = None,
+    facts: dict[str, ModelFacts] | None = None,
+    **request_limits: Any,
 ) -> FastAPI:
     """An application that serves each scorer under its name."""
     backend = LocalBackend(
-        {name: FACTS(name) for name in scorers}, {name: Replica(scorer, limits) for name, scorer in scorers.items()}
+        facts or {name: FACTS(name) for name in scorers},
+        {name: Replica(scorer, limits) for name, scorer in scorers.items()},
     )
     return make_api(backend, RequestLimits(**({"max_candidates": 8, "timeout_seconds": 30} | request_limits)), gateway)
 

@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 
 from prm_ray.serve.asking import Asking, Gateway, RequestLimits
 from prm_ray.serve.bodies import error_body, validation_message
-from prm_ray.serve.dialects import chat, openrlhf, own, rerank, vllm
+from prm_ray.serve.dialects import chat, openrlhf, own, rerank, trl, vllm
 from prm_ray.serve.page import add_playground
 from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import SERVER_FAILED, Backend, Refusal, RefusedError
 
-DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, chat.router)
+DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, trl.router, chat.router)
 
 
 class StrictJsonRequest(Request):
@@ -65,6 +65,7 @@ def make_api(backend: Backend, limits: RequestLimits, gateway: Gateway | None = 
 
 def _add_health(api: FastAPI) -> None:
     @api.get("/healthz", tags=["health"])
+    @api.get("/health", tags=["health"])  # where clients of vLLM, TEI and TRL look
     async def healthz() -> dict[str, str]:
         """200 as long as the process answers."""
         return {"status": "ok"}

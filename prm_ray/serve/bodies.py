@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_serializer, model_validator
 
 from prm_ray.serve.scoring import Cost, Failure, ModelFacts, Problem
 
@@ -23,9 +23,19 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
 class Message(Body):
     role: Literal["system", "user", "assistant"]
-    content: Text
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    """A text, or its parts, as many chat clients send them."""
+
+    @field_serializer("content")
+    def _joined(self, content: str | list[TextPart]) -> str:
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class CommonKeys(Body):

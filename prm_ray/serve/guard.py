@@ -28,7 +28,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"}) | PLAYGROUND_PATHS
+OPEN_PATHS = frozenset({"/healthz", "/health", "/readyz"}) | PLAYGROUND_PATHS
 """Need no key."""
 _NO_REQUEST_ID = re.compile(r"[^\w.:-]", re.ASCII)
 _REQUEST_ID_LIMIT = 200

@@ -229,6 +229,8 @@ class Replica:
             num_tokens=scored.step_ends[-1],
             tokens=scored.tokens if options.tokens else [],
             token_char_ends=token_char_ends(self._scorer.tokenizer, scored.tokens) if options.tokens else [],
+            policy_logprobs=scored.policy_logprobs if options.logprobs else [],
+            ref_logprobs=scored.ref_logprobs if options.logprobs else [],
         )
 
 

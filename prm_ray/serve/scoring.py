@@ -42,6 +42,8 @@ class Options:
     """Token ids and where each token ends in the text, too."""
     request_id: str = ""
     """By which a failure is found in a replica's log."""
+    logprobs: bool = False
+    """Log-probs of the tokens, too."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Item:
     num_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     token_char_ends: list[int] = field(default_factory=list)
+    policy_logprobs: list[float] = field(default_factory=list)
+    """[T]; none of a model with a head."""
+    ref_logprobs: list[float] = field(default_factory=list)
+    """[T]; none without a reference."""
 
 
 @dataclass(frozen=True)

@@ -144,3 +144,19 @@ def test_what_get_reward_cannot_score_is_null_with_a_reason(api: FastAPI, scorer
     assert [error and error["type"] for error in found["errors"]] == [None, "invalid_response", "empty_response"]
     alone = reply(tiny_api({"demo": scorer}), "/get_reward", {"query": ["no template"]})
     assert "no assistant turn" in alone["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_a_response_may_begin_with_what_merges_with_the_end_of_its_prompt(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, with_prompts: bool
+) -> None:
+    """A blank and a number are one token of this tokenizer; the policy sampled the number behind a blank."""
+    tokenizer = scorer.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<|assistant|>", "<|assistant|> "))
+    prompt, response = encode_prompt(tokenizer, [{"role": "user", "content": PROBLEM}]), "2 + 1 = 3\n7<|end|>"
+    tokens = tokenizer(response, add_special_tokens=False).input_ids
+    text = str(tokenizer.decode(prompt))
+    assert tokenizer(text + response, add_special_tokens=False).input_ids != [*prompt, *tokens]
+    body = {"query": [text + response]} | ({"prompts": [text]} if with_prompts else {})
+    found = reply(tiny_api({"demo": scorer}), "/get_reward", body)
+    assert found["rewards"] == pytest.approx([scorer.score(list(prompt), [tokens])[0].rewards["min"]], abs=1e-5)

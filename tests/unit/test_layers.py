@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "compare": FOUNDATION | {"core", "arithmetic", "stages"},
     "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"stages", "serve"},
+    "integrations": {"client"},
     "entry": FOUNDATION,
     "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
@@ -70,6 +71,7 @@ TOP_LEVEL = {
     "stages": NEURAL | {"ray", "matplotlib", "jinja2"},
     "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core", "prometheus_client"},
     "compare": LIGHT | {"numpy", "safetensors"},
+    "integrations": set(),
     **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment"), LIGHT),
 }
 """Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
@@ -83,6 +85,9 @@ LIGHT_PROCESSES = {
     "prm_ray.cli": "torch ray transformers vllm",
     "prm_ray.experiment.grid": "torch ray transformers vllm",
     "prm_ray.compare.compare": "ray transformers vllm",
+    "prm_ray.client": "torch ray transformers vllm pydantic",
+    "prm_ray.integrations.trl": "torch ray transformers vllm trl",
+    "prm_ray.integrations.verl": "torch ray transformers vllm verl",
     "prm_ray.scorer": "ray vllm",
     "prm_ray.trainer": "ray vllm",
 }

@@ -30,7 +30,7 @@ def test_rewards_are_the_scorers_with_spans_that_cut_the_text(api: FastAPI, scor
     assert reply.status_code == 200, reply.text
     found = reply.json()
     assert (found["id"], found["model"]) == ("r-1", "demo")
-    assert found["reward"] == {"kind": "log_ratio", "with_reference": True, "aggregation": None, "sigmoid": False}
+    assert found["reward"] == {"kind": "log_ratio", "with_reference": True, "aggregation": "min", "sigmoid": False}
     for ours, text, item in zip(scorer.score(PROBLEM, RESPONSES), RESPONSES, found["results"], strict=True):
         assert item["rewards"] == pytest.approx(ours.rewards, abs=1e-5)
         assert [step["reward"] for step in item["steps"]] == pytest.approx(ours.step_rewards, abs=1e-5)

@@ -221,7 +221,10 @@ def _candidates(
 
 
 async def _events(reply: ChatReply, with_usage: bool) -> AsyncIterator[str]:
-    """Server-sent events of an answer that is chosen, a line at a time: before that there is nothing to tell."""
+    """Server-sent events of an answer that is chosen, a line at a time: before that there is nothing to tell.
+
+    Every event has a choice, for clients look no further than `choices[0]`; but that of the usage, which is asked for.
+    """
     head = {
         "id": reply.id,
         "object": "chat.completion.chunk",
@@ -229,18 +232,18 @@ async def _events(reply: ChatReply, with_usage: bool) -> AsyncIterator[str]:
         "model": reply.model,
     }
 
-    def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> str:
-        return _event(head | {"choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}]})
+    def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> str:
+        return _event(head | {"choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}]} | more)
 
     for choice in reply.choices:
         yield chunk(choice.index, {"role": "assistant", "content": ""})
         for piece in choice.message.content.splitlines(keepends=True):
             yield chunk(choice.index, {"content": piece})
-        yield chunk(choice.index, {}, choice.finish_reason)
-    last: dict[str, Any] = {"choices": [], "prm_metadata": reply.prm_metadata.model_dump()}
+        is_last = choice is reply.choices[-1]
+        more = {"prm_metadata": reply.prm_metadata.model_dump()} if is_last else {}
+        yield chunk(choice.index, {}, choice.finish_reason, **more)
     if with_usage:
-        last["usage"] = reply.usage.model_dump()
-    yield _event(head | last)
+        yield _event(head | {"choices": [], "usage": reply.usage.model_dump()})
     yield "data: [DONE]\n\n"
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import Body, ItemError, Prompted, Reward, TokenIds, Usage
 from prm_ray.serve.scoring import Ask, Item, ModelFacts, Options
+from prm_ray.settings import Aggregation
 
 router = APIRouter(tags=["rewards"])
 
@@ -18,6 +19,8 @@ router = APIRouter(tags=["rewards"])
 class RewardsRequest(Prompted):
     responses: Annotated[list[str | TokenIds], Field(min_length=1)]
     """Texts, or token ids as they were sampled."""
+    aggregation: Aggregation | None = None
+    """Which of `rewards` the reply names in `reward.aggregation`; none = the model's own."""
     truncate: bool = False
     """Cut a response that is too long behind its prompt; otherwise it has an error."""
     include: list[Literal["tokens"]] = Field([])
@@ -74,7 +77,7 @@ async def rewards(request: RewardsRequest, ask: Asked) -> RewardsReply:
     return RewardsReply(
         id=ask.id(request.request_id),
         model=facts.name,
-        reward=Reward.of(facts),
+        reward=Reward.of(facts, request.aggregation or facts.aggregation),
         usage=Usage.of(scored.cost),
         results=results,
     )

@@ -35,8 +35,8 @@ class RerankRequest(Prompted):
     sigmoid: bool = False
     """Relevance scores between 0 and 1."""
     truncate: bool = False
-    max_tokens_per_doc: int | None = Field(None, ge=1)
-    """Cohere's key; accepted only where nothing would be cut: send `truncate` to cut at the model's own limit."""
+    max_tokens_per_doc: int | None = Field(None, ge=0)
+    """Cohere's and vLLM's key, accepted and not used: a solution is scored whole, or cut by `truncate`."""
 
     def responses(self) -> list[Response]:
         return [item.text if isinstance(item, Document) else item for item in self.documents]

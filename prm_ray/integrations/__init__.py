@@ -1,0 +1,1 @@
+"""Reward functions for other projects' trainers; they ask a running server, and import nothing but `prm_ray.client`."""
