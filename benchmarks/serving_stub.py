@@ -62,7 +62,7 @@ def _server(num_replicas: int, seconds: float) -> Iterator[str]:
     serve.start(http_options={"host": section.host, "port": section.port})
     facts = ModelFacts("stub", "log_ratio", True, "sum", "newline")
     stub = scorer_deployment(section, 0, Stub).bind(seconds)
-    serve.run(bind_ingress(IngressSettings([facts], section, None), [stub]), name=APP_NAME, route_prefix="/")
+    serve.run(bind_ingress(IngressSettings([facts], section), [stub]), name=APP_NAME, route_prefix="/")
     try:
         yield f"http://{section.host}:{section.port}"
     finally:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusa
 from prm_ray.serve.served import ServedModel, load_scorer, served_models
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
-from prm_ray.settings import ServeSection
+from prm_ray.settings import PromptSection, ServeSection
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.sampling import SamplerOptions
 
@@ -149,7 +149,8 @@ class IngressSettings:
 
     models: list[ModelFacts]
     section: ServeSection
-    answer_pattern: str | None
+    answer_pattern: str | None = None
+    prompt: PromptSection = field(default_factory=PromptSection)
 
 
 class Ingress:
@@ -195,7 +196,13 @@ class Ingress:
         else:
             key = os.environ.get(section.generator_key_env)
             generator = HttpGenerator(section.generator, key, section.generator_model)
-        return Gateway(generator, section.best_of, self._settings.answer_pattern, section.generator_timeout_seconds)
+        return Gateway(
+            generator,
+            section.best_of,
+            self._settings.answer_pattern,
+            section.generator_timeout_seconds,
+            self._settings.prompt,
+        )
 
 
 def deployment_name(number: int) -> str:
@@ -213,7 +220,7 @@ def build(config: RunConfig) -> serve.Application:
         scorer_deployment(section, number).bind(*_replica_arguments(section, model))
         for number, model in enumerate(models)
     ]
-    settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern)
+    settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern, config.prompt)
     return bind_ingress(settings, scorers, _generator(config) if section.generator == "vllm" else None)
 
 

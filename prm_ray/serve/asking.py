@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from prm_ray.serve.generator import Generated, Generator
 from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.settings import PromptSection
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Gateway:
     """Regex of the final answer, by which candidates vote together."""
     timeout_seconds: float
     """After it the candidates that are there are used."""
+    prompt: PromptSection = field(default_factory=PromptSection)
+    """Into which the generator's problems are put: a chat of one user's turn is a problem."""
 
 
 class Asking:

@@ -113,12 +113,18 @@ def _cut(count: int) -> list[int]:
 
 
 def _add(generated: Generated, reply: dict[str, Any]) -> None:
-    usage = reply.get("usage") or {}
+    """Whatever of a reply is not as it should be counts as not there."""
+    usage = reply.get("usage")
+    prompt_tokens, completion_tokens = (
+        count if isinstance(usage, dict) and isinstance(count := usage.get(key), int) else 0
+        for key in ("prompt_tokens", "completion_tokens")
+    )
     generated.model = generated.model or str(reply.get("model", ""))
-    generated.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-    generated.completion_tokens += int(usage.get("completion_tokens") or 0)
+    generated.prompt_tokens += prompt_tokens
+    generated.completion_tokens += completion_tokens
     for choice in reply["choices"]:
-        text = (choice.get("message") or {}).get("content")
+        message = choice.get("message") if isinstance(choice, dict) else None
+        text = message.get("content") if isinstance(message, dict) else None
         if isinstance(text, str) and text.strip():
             generated.candidates.append(Candidate(text, str(choice.get("finish_reason") or "stop")))
 

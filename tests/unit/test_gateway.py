@@ -15,6 +15,7 @@ import pytest
 from prm_ray.scorer import Scorer
 from prm_ray.serve.asking import Gateway
 from prm_ray.serve.generator import HttpGenerator
+from prm_ray.settings import PromptSection
 from tests.serving import asked, post, tiny_api, tiny_scorer
 
 PROBLEM = "1 + 2 + 4"
@@ -95,6 +96,20 @@ def test_the_best_candidate_by_the_reward_is_the_answer(
     assert all(body["temperature"] == 0.7 and "prm" not in body and not body["stream"] for body in handler.bodies)
 
 
+def test_one_users_turn_is_a_problem_and_gets_the_runs_prompt(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    handler, url = generator
+    gateway = Gateway(HttpGenerator(url), 4, None, 10.0, PromptSection(system="Calculate."))
+    question = {"role": "user", "content": PROBLEM}
+    chats = ([question], [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}, question])
+    calls = [post("/v1/chat/completions", {"messages": chat}) for chat in chats]
+    replies = asyncio.run(asked(tiny_api({"demo": scorer}, gateway=gateway), *calls))
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert handler.bodies[0]["messages"] == [{"role": "system", "content": "Calculate."}, question]
+    assert handler.bodies[1]["messages"] == chats[1]
+
+
 def test_candidates_with_the_same_answer_may_vote_together(
     scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
 ) -> None:
@@ -123,21 +138,22 @@ def test_what_came_in_time_is_used_and_it_is_said(
     handler, url = generator
 
     def second_hangs(number: int, body: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(3 * number)
+        time.sleep(8 * number)
         return well(number, body)
 
     handler.script = staticmethod(second_hangs)
     start = time.monotonic()
-    found = ask(scorer, url, seconds=1.0).json()
-    assert time.monotonic() - start < 2.5
+    found = ask(scorer, url, seconds=2.0).json()
+    assert time.monotonic() - start < 7
     assert (found["prm_metadata"]["num_candidates"], found["prm_metadata"]["num_requested"]) == (4, 8)
-    assert found["prm_metadata"]["problems"] == ["the generator took longer than 1 s"]
+    assert found["prm_metadata"]["problems"] == ["the generator took longer than 2 s"]
 
 
 @pytest.mark.parametrize(
     ("script", "status", "kind"),
     [
         (lambda number, body: (500, {"error": {"message": "out of memory"}}), 502, "bad_generator"),
+        (lambda number, body: (200, {"choices": [7, {"message": 7}], "usage": "7"}), 502, "bad_generator"),
         (lambda number, body: (200, b"<html>"), 502, "bad_generator"),
         (lambda number, body: (200, completion([])), 502, "bad_generator"),
         (lambda number, body: (400, {"error": {"message": "no such model"}}), 400, "refused_by_generator"),

@@ -14,10 +14,11 @@ from pydantic import ConfigDict, Field, model_validator
 
 from prm_ray.answers import final_answer
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
+from prm_ray.models import build_messages
 from prm_ray.serve.asking import Asked, Asking
 from prm_ray.serve.bodies import Body, ItemError, Message
 from prm_ray.serve.generator import Generated
-from prm_ray.serve.scoring import Ask, Item, ModelFacts, Refusal, RefusedError, Scored
+from prm_ray.serve.scoring import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.settings import Aggregation
 
 router = APIRouter(tags=["gateway"])
@@ -130,9 +131,13 @@ async def chat_completions(request: ChatRequest, ask: Asked) -> ChatReply | Stre
 async def _answer(request: ChatRequest, ask: Asking) -> ChatReply:
     facts = ask.model(request.prm.model)
     count = max(request.n, request.best_of or ask.gateway().best_of)
-    generated = await ask.generate(request.for_generator(), count)
     messages = [message.model_dump() for message in request.messages]
-    scored = await ask.score(facts, [Ask(messages, [each.text for each in generated.candidates])])
+    problem: Problem = messages
+    if len(messages) == 1:  # generator and reward model each have a prompt that they learnt to answer problems in
+        text = messages[0]["content"]
+        problem, messages = text, build_messages(ask.gateway().prompt, text)
+    generated = await ask.generate(request.for_generator() | {"messages": messages}, count)
+    scored = await ask.score(facts, [Ask(problem, [each.text for each in generated.candidates])])
     return _reply(request, ask, facts, generated, scored, count)
 
 
