@@ -5,41 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from prm_ray.serve.asking import Asking, Gateway, RequestLimits
-from prm_ray.serve.bodies import error_body, validation_message
+from prm_ray.serve.bodies import ERRORS, error_body, validation_message
 from prm_ray.serve.dialects import chat, openrlhf, own, rerank, trl, vllm
 from prm_ray.serve.page import add_playground
 from prm_ray.serve.requestrecord import current_record
 from prm_ray.serve.scoring import SERVER_FAILED, Backend, Refusal, RefusedError
 
 DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, trl.router, chat.router)
-
-
-class StrictJsonRequest(Request):
-    """JSON as the standard has it: no NaN, no lone surrogates, and no depth that would end in a recursion error."""
-
-    async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise HTTPException(400, f"the body is not valid JSON: {error}") from None
-
-
-class StrictJsonRoute(APIRoute):
-    def get_route_handler(self) -> Any:
-        handle = super().get_route_handler()
-
-        async def handle_strictly(request: Request) -> Response:
-            return await handle(StrictJsonRequest(request.scope, request.receive))
-
-        return handle_strictly
 
 
 def make_api(backend: Backend, limits: RequestLimits, gateway: Gateway | None = None) -> FastAPI:
@@ -50,10 +28,8 @@ def make_api(backend: Backend, limits: RequestLimits, gateway: Gateway | None = 
         redoc_url=None,
     )
     api.state.asking = Asking(backend, limits, gateway)
-    api.router.route_class = StrictJsonRoute
     for router in DIALECTS:
-        router.route_class = StrictJsonRoute
-        api.include_router(router)
+        api.include_router(router, responses=ERRORS)
     _add_health(api)
     add_playground(api)
     api.add_exception_handler(RequestValidationError, _answer_invalid)

@@ -120,6 +120,45 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
+class Error(Body):
+    type: str
+    message: str
+
+
+class ErrorReply(Body):
+    """The body of every reply that is not 2xx."""
+
+    error: Error
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": description}
+    for status, description in {
+        400: "the body is no JSON, or the generator cannot do what it asks for",
+        401: "no valid key",
+        404: "no such model, or no generator",
+        408: "the body came too slowly",
+        413: "too large, too many candidates, or too many tokens",
+        422: "a field that is wrong, named in the message",
+        429: "the queue is full, or the key's rate is used up: try again after Retry-After seconds",
+        500: "the server failed; its log says why",
+        502: "the generator failed",
+        503: "no replica is there at the moment: try again",
+        504: "not answered in time",
+    }.items()
+}
+"""For the OpenAPI document."""
+
+
+def example(**body: Any) -> ConfigDict:
+    """Configuration of a body that the OpenAPI document shows so filled in."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
+
+
+EXAMPLE_PROBLEM = "12 + 45 - 8"
+EXAMPLE_RESPONSES = ["12 + 45 = 57\n57 - 8 = 49\nAnswer: 49", "12 + 45 = 58\n58 - 8 = 50\nAnswer: 50"]
+
+
 def error_body(kind: str, message: str) -> dict[str, Any]:
     """The body of every reply that is not 2xx."""
     return {"error": {"type": kind, "message": message}}

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import ConfigDict, Field, model_validator
 
@@ -16,12 +15,13 @@ from prm_ray.answers import final_answer
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
 from prm_ray.models import build_messages
 from prm_ray.serve.asking import Asked, Asking
-from prm_ray.serve.bodies import Body, ItemError, Message
+from prm_ray.serve.bodies import EXAMPLE_PROBLEM, Body, ItemError, Message, example
 from prm_ray.serve.generator import Generated
 from prm_ray.serve.scoring import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
+from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 
-router = APIRouter(tags=["gateway"])
+router = strict_router("gateway")
 
 
 class PrmOptions(Body):
@@ -38,7 +38,9 @@ class PrmOptions(Body):
 class ChatRequest(Body):
     """As OpenAI's; what is not named here goes to the generator as it is."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow") | example(
+        messages=[{"role": "user", "content": EXAMPLE_PROBLEM}], best_of=4, prm={"return_candidates": True}
+    )
 
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
 from pydantic import ConfigDict, Field, model_validator
 
 from prm_ray.serve.asking import Asked
-from prm_ray.serve.bodies import Body, CommonKeys, ItemError, Reward, Text, Usage, sigmoid
+from prm_ray.serve.bodies import (
+    EXAMPLE_PROBLEM,
+    EXAMPLE_RESPONSES,
+    Body,
+    CommonKeys,
+    ItemError,
+    Reward,
+    Text,
+    Usage,
+    example,
+    sigmoid,
+)
 from prm_ray.serve.dialects.vllm import error_of
 from prm_ray.serve.scoring import Conversation
+from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 
-router = APIRouter(tags=["OpenRLHF"])
+router = strict_router("OpenRLHF")
 
 
 class GetRewardRequest(CommonKeys):
     """`query`: prompt and response in one text, special tokens kept. Keys that its forks add are not refused."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore") | example(
+        query=[f"<|im_start|>user\n{EXAMPLE_PROBLEM}<|im_end|>\n<|im_start|>assistant\n{EXAMPLE_RESPONSES[0]}"]
+    )
 
     query: Annotated[list[Text], Field(min_length=1)]
     prompts: list[str] | None = None

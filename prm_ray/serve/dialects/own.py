@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
 from pydantic import Field
 
 from prm_ray.serve.asking import Asked
-from prm_ray.serve.bodies import Body, ItemError, Prompted, Reward, TokenIds, Usage
+from prm_ray.serve.bodies import (
+    EXAMPLE_PROBLEM,
+    EXAMPLE_RESPONSES,
+    Body,
+    ItemError,
+    Prompted,
+    Reward,
+    TokenIds,
+    Usage,
+    example,
+)
 from prm_ray.serve.scoring import Ask, Item, ModelFacts, Options
+from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 
-router = APIRouter(tags=["rewards"])
+router = strict_router("rewards")
 
 
 class RewardsRequest(Prompted):
+    model_config = example(problem=EXAMPLE_PROBLEM, responses=EXAMPLE_RESPONSES, include=["tokens"])
+
     responses: Annotated[list[str | TokenIds], Field(min_length=1)]
     """Texts, or token ids as they were sampled."""
     aggregation: Aggregation | None = None

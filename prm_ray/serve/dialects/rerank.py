@@ -6,15 +6,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
 from prm_ray.serve.asking import Asked, Asking
-from prm_ray.serve.bodies import Body, CommonKeys, ItemError, Prompted, Reward, Text, TokenIds, Usage, sigmoid
+from prm_ray.serve.bodies import (
+    EXAMPLE_PROBLEM,
+    EXAMPLE_RESPONSES,
+    Body,
+    CommonKeys,
+    ItemError,
+    Prompted,
+    Reward,
+    Text,
+    TokenIds,
+    Usage,
+    example,
+    sigmoid,
+)
 from prm_ray.serve.scoring import Ask, Item, Options, Response
+from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 
-router = APIRouter(tags=["rerank"])
+router = strict_router("rerank")
 
 
 class Document(Body):
@@ -23,6 +36,8 @@ class Document(Body):
 
 class RerankRequest(Prompted):
     """As Jina, Cohere and vLLM clients send it, and `aggregation`, `sigmoid` and `truncate`."""
+
+    model_config = example(query=EXAMPLE_PROBLEM, documents=EXAMPLE_RESPONSES, top_n=1)
 
     documents: Annotated[list[str | Document | TokenIds], Field(min_length=1)] = Field(
         validation_alias=AliasChoices("documents", "responses")
@@ -105,6 +120,8 @@ def _ranked_item(request: RerankRequest, index: int, item: Item, aggregation: st
 
 
 class TeiRerankRequest(CommonKeys):
+    model_config = example(query=EXAMPLE_PROBLEM, texts=EXAMPLE_RESPONSES, raw_scores=True)
+
     query: Text
     texts: Annotated[list[str], Field(min_length=1)]
     raw_scores: bool = False

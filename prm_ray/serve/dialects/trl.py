@@ -11,21 +11,23 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter
 from numpy.typing import DTypeLike
 from pydantic import Field, model_validator
 
 from prm_ray.serve.asking import Asked
-from prm_ray.serve.bodies import Body, CommonKeys, TokenId, TokenIds
+from prm_ray.serve.bodies import Body, CommonKeys, TokenId, TokenIds, example
 from prm_ray.serve.scoring import Ask, Failure, Item, ModelFacts, Options, Refusal, RefusedError
+from prm_ray.serve.strictjson import strict_router
 
-router = APIRouter(tags=["TRL"])
+router = strict_router("TRL")
 
 _STATUS = {"too_long": 413, "internal_error": 500}
 """Of a request with a sequence that fails; others are 422."""
 
 
 class SequenceLogprobsRequest(CommonKeys):
+    model_config = example(sequences=[[504, 1247, 30, 504, 9]], prompt_lengths=[3])
+
     sequences: Annotated[list[TokenIds], Field(min_length=1)]
     """Token ids of prompt and completion."""
     prompt_lengths: list[Annotated[int, Field(ge=1)]]

@@ -6,15 +6,27 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
 from pydantic import AliasChoices, Field, model_validator
 
 from prm_ray.serve.asking import Asked
-from prm_ray.serve.bodies import Body, CommonKeys, ItemError, Message, Reward, Text, TokenIds, sigmoid
+from prm_ray.serve.bodies import (
+    EXAMPLE_PROBLEM,
+    EXAMPLE_RESPONSES,
+    Body,
+    CommonKeys,
+    ItemError,
+    Message,
+    Reward,
+    Text,
+    TokenIds,
+    example,
+    sigmoid,
+)
 from prm_ray.serve.scoring import Ask, Conversation, Cost, Item, Options
+from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 
-router = APIRouter(tags=["vLLM"])
+router = strict_router("vLLM")
 
 _QUERY_NAMES = ("queries", "query", "text_1", "data_1")
 _DOCUMENT_NAMES = ("documents", "items", "text_2", "data_2")
@@ -49,6 +61,8 @@ class PoolingUsage(Body):
 
 class ScoreRequest(PoolingKeys):
     """One query and its documents, or as many of each."""
+
+    model_config = example(queries=EXAMPLE_PROBLEM, documents=EXAMPLE_RESPONSES)
 
     queries: Annotated[Text | list[Text], Field(validation_alias=AliasChoices(*_QUERY_NAMES))]
     documents: Annotated[str | list[str], Field(validation_alias=AliasChoices(*_DOCUMENT_NAMES))]
