@@ -1,4 +1,4 @@
-"""Thousands of requests made from the OpenAPI document, good and bad: no failure of the server, no undocumented answer."""
+"""Thousands of requests made from the OpenAPI document, good and bad: no failure of the server, no unknown answer."""
 
 from collections import Counter
 from collections.abc import Iterator
