@@ -26,11 +26,21 @@ def scaling_curves(methods: list[Method]) -> list[dict[str, Any]]:
             amount = settings.get(key)
             amount = settings.get(all_of) if amount is None and all_of else amount
             if amount is not None:
-                rest = json.dumps({other: value for other, value in settings.items() if other != key}, sort_keys=True)
-                alike.setdefault(rest, []).append((float(amount), method.name))
+                for rest in _rests(settings, key, amount):
+                    alike.setdefault(rest, []).append((float(amount), method.name))
         curves += [
             {"setting": key, "axis": axis, "points": sorted(points)}
             for points in alike.values()
             if len({amount for amount, _ in points}) > 1
         ]
     return curves
+
+
+def _rests(settings: dict[str, Any], key: str, amount: float) -> set[str]:
+    """What must be alike. A single response to a problem is all right or all wrong, so those that train on it cannot
+    leave such problems out: they stand beside those that do."""
+    rest = {other: value for other, value in settings.items() if other != key}
+    alike = [rest]
+    if key == "select.num_responses" and amount == 1:
+        alike.append(rest | {"train.skip_uniform_prompts": True})
+    return {json.dumps(each, sort_keys=True) for each in alike}

@@ -253,10 +253,11 @@ class Settings:
 
 
 def test_methods_that_differ_in_one_amount_alone_make_a_curve():
-    def method(name: str, num: int | None, lr: float = 1.0) -> Any:
-        return Settings(name, **{"select.num_responses": num, "generate.num_samples": 8, "train.lr": lr})
+    def method(name: str, num: int | None, lr: float = 1.0, skips: bool = True) -> Any:
+        uniform = {"train.skip_uniform_prompts": skips}
+        return Settings(name, **{"select.num_responses": num, "generate.num_samples": 8, "train.lr": lr} | uniform)
 
-    methods = [method("four", 4), method("all", None), method("other", 2, lr=2.0), method("one", 1)]
+    methods = [method("four", 4), method("all", None), method("other", 2, lr=2.0), method("one", 1, skips=False)]
     (curve,) = scaling_curves(methods)
     assert curve["points"] == [(1.0, "one"), (4.0, "four"), (8.0, "all")]
     assert curve["axis"] == "Responses a problem"
