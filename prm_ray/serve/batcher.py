@@ -60,10 +60,17 @@ class _Waiting(Generic[Job, Result]):
 class Batcher(Generic[Job, Result]):
     """Runs `work` on batches of at most `token_budget` tokens, a single larger job included; made inside a loop.
 
-    At most `max_queued_tokens` wait; an empty queue takes a job of any size. `work` gives a result a job, in order.
+    At most `max_queued_tokens` wait; an empty queue takes a job of any size. `work` gives a result a job, in order;
+    it always runs in one and the same thread, which begins with `initializer`.
     """
 
-    def __init__(self, work: Callable[[list[Job]], Sequence[Result]], token_budget: int, max_queued_tokens: int):
+    def __init__(
+        self,
+        work: Callable[[list[Job]], Sequence[Result]],
+        token_budget: int,
+        max_queued_tokens: int,
+        initializer: Callable[[], None] = lambda: None,
+    ):
         self._work, self._token_budget, self._max_queued_tokens = work, token_budget, max_queued_tokens
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._arrived = asyncio.Event()
@@ -71,7 +78,7 @@ class Batcher(Generic[Job, Result]):
         self._tokens_per_second: float | None = None
         self._num_batches = 0
         # One thread, not a lock: a caller that goes away cancels its waiting, but never lets two passes run at once.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward", initializer=initializer)
         self._loop = asyncio.get_running_loop().create_task(self._run())
 
     @property

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from prm_ray.conversations import split_conversation
@@ -116,10 +117,16 @@ class Replica:
         self._encoder.shutdown()
 
     def _batching(self) -> Batcher[Any, _Computed]:
-        """Made in the loop of the first request: a replica is constructed outside of it."""
+        """Made in the loop of the first request: a replica is constructed outside of it.
+
+        How many threads multiply matrices is a property of the thread that asks, so the batcher's has to be told;
+        by itself it takes OMP_NUM_THREADS, which Ray sets to 1.
+        """
+        import torch
+
         if self._batcher is None:
-            limits = self._limits
-            self._batcher = Batcher(self._compute, limits.token_budget, limits.max_queued_tokens)
+            limits, same_threads = self._limits, partial(torch.set_num_threads, torch.get_num_threads())
+            self._batcher = Batcher(self._compute, limits.token_budget, limits.max_queued_tokens, same_threads)
         return self._batcher
 
     def _compute(self, jobs: list[Any]) -> list[_Computed]:
