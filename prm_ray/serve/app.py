@@ -35,7 +35,7 @@ from prm_ray.serve.served import ServedModel, load_scorer, served_models
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, ServeSection
-from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.cluster import share_of_cores
 from prm_ray.stages.sampling import SamplerOptions
 
 _TRIES = 4
@@ -68,8 +68,10 @@ class ScorerReplica:
 
     def __init__(self, model: ServedModel, limits: Limits, num_replicas: int):
         log_through_serve()
-        set_threads(num_replicas)
-        self._replica = Replica(load_scorer(model), limits, serve.get_replica_context().replica_tag)
+        # Loading is left with the one thread that Ray gives: threads of a second pool, though idle, make OpenMP put
+        # those of the forward pass to sleep between two matrices in place of letting them spin.
+        name, num_threads = serve.get_replica_context().replica_tag, share_of_cores(num_replicas)
+        self._replica = Replica(load_scorer(model), limits, name, num_threads)
 
     async def score(self, asks: Sequence[Ask | Conversation], options: Options) -> Scored | Refusal:
         return await self._replica.score(asks, options)

@@ -77,9 +77,11 @@ _Outcome = tuple[_Computed, Timing] | BaseException
 class Replica:
     """Scores what is asked; must be used inside one event loop."""
 
-    def __init__(self, scorer: AnyScorer[Any], limits: Limits, name: str | None = None):
-        """`name` is one that no other replica has; none = a random one."""
-        self._scorer, self._limits = scorer, limits
+    def __init__(self, scorer: AnyScorer[Any], limits: Limits, name: str | None = None, num_threads: int | None = None):
+        """`name` is one that no other replica has; none = a random one. `num_threads` are those of the forward pass;
+        none = as many as torch has.
+        """
+        self._scorer, self._limits, self._num_threads = scorer, limits, num_threads
         self._batcher: Batcher[Any, _Computed] | None = None
         self._name = name or uuid.uuid4().hex
         # Encoding goes on while the model computes.
@@ -125,8 +127,8 @@ class Replica:
         import torch
 
         if self._batcher is None:
-            limits, same_threads = self._limits, partial(torch.set_num_threads, torch.get_num_threads())
-            self._batcher = Batcher(self._compute, limits.token_budget, limits.max_queued_tokens, same_threads)
+            limits, threads = self._limits, partial(torch.set_num_threads, self._num_threads or torch.get_num_threads())
+            self._batcher = Batcher(self._compute, limits.token_budget, limits.max_queued_tokens, threads)
         return self._batcher
 
     def _compute(self, jobs: list[Any]) -> list[_Computed]:

@@ -69,4 +69,8 @@ def set_threads(num_workers: int) -> None:
     """Give this worker its share of the machine's cores: Ray sets one OpenMP thread for an actor of one CPU."""
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    torch.set_num_threads(share_of_cores(num_workers))
+
+
+def share_of_cores(num_workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // num_workers)
