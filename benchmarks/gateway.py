@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ def measure(config: RunConfig, num_problems: int, best_of: int) -> dict[str, Any
 
 def _ask(client: OpenAI, judge: Judge, config: RunConfig, best_of: int, problem: Problem) -> Asked:
     section = config.generate
-    complete = partial(
+    complete: Callable[..., Any] = partial(
         client.chat.completions.create,
         model="any",
         messages=[{"role": "user", "content": problem.problem}],
@@ -84,7 +85,7 @@ def _ask(client: OpenAI, judge: Judge, config: RunConfig, best_of: int, problem:
     best = complete(extra_body={"best_of": best_of, "prm": {"return_candidates": True}})
     seconds = time.perf_counter() - start
     voted = complete(extra_body={"best_of": best_of, "prm": {"vote": "weighted"}})
-    candidates = [each["text"] for each in best.prm_metadata["candidates"]]
+    candidates = [each["text"] for each in best.model_extra["prm_metadata"]["candidates"]]
     texts = [each.choices[0].message.content or "" for each in (one, best, voted)]
     shares = [float(right(text)) for text in texts]
     shares.insert(1, float(np.mean([right(text) for text in candidates])))

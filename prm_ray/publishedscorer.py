@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from prm_ray.core.forward import Reading, response_values
 from prm_ray.core.heads import LabelTokens, score_head
@@ -38,7 +38,7 @@ class Asked:
     steps: list[list[str]]
     questions: list[list[Question]]
 
-    num_prompt_tokens = 0
+    prompt_tokens: ClassVar[tuple[int, ...]] = ()
     """Prompt and response are one text."""
 
     @property

@@ -81,8 +81,8 @@ class Candidates:
     step_ends: list[list[int]]  # S token offsets a response
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.group.prompt)
+    def prompt_tokens(self) -> tuple[int, ...]:
+        return tuple(self.group.prompt)
 
     @property
     def num_tokens(self) -> int:

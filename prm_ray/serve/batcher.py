@@ -2,7 +2,8 @@
 
 One asyncio loop owns the queue; one thread runs the model. While a batch runs, jobs gather; the next batch takes the
 oldest of them that fit. So an idle server answers at once, and a busy one fills its batches by itself: no waiting time
-is configured. A job whose caller has gone is dropped before it costs anything.
+is configured. Only behind a batch, where those who were answered often ask again, is a small share of its time waited
+while the next is not full. A job whose caller has gone is dropped before it costs anything.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,6 +23,10 @@ Result = TypeVar("Result")
 
 _SMOOTHING = 0.2
 """Weight of the newest batch in the measured rate."""
+_LINGERING = 0.03
+"""Share of a batch's time; without it the first who asks again is computed alone, and all others after it."""
+_LONGEST_LINGERING = 0.1
+"""Seconds."""
 
 
 class QueueFullError(Exception):
@@ -49,12 +55,39 @@ class Timing:
     batch_tokens: int
 
 
+@dataclass(frozen=True)
+class Size:
+    """Tokens of a job; the first `prompt_tokens` of them are computed once for all jobs of one `prompt` in a batch."""
+
+    num_tokens: int
+    prompt_tokens: int = 0
+    prompt: Hashable = None
+
+
 @dataclass
 class _Waiting(Generic[Job, Result]):
     job: Job
-    num_tokens: int
+    size: Size
     since: float
     future: asyncio.Future[tuple[Result, Timing]]
+
+
+class _Batch(Generic[Job, Result]):
+    def __init__(self, *waiting: _Waiting[Job, Result]):
+        self.waiting: list[_Waiting[Job, Result]] = []
+        self.num_tokens = 0
+        self._prompts: set[Hashable] = set()
+        for each in waiting:
+            self.add(each)
+
+    def new_tokens(self, size: Size) -> int:
+        """What a job of that size would add."""
+        return size.num_tokens - (size.prompt_tokens if size.prompt in self._prompts else 0)
+
+    def add(self, waiting: _Waiting[Job, Result]) -> None:
+        self.num_tokens += self.new_tokens(waiting.size)
+        self._prompts.add(waiting.size.prompt)
+        self.waiting.append(waiting)
 
 
 class Batcher(Generic[Job, Result]):
@@ -83,20 +116,21 @@ class Batcher(Generic[Job, Result]):
 
     @property
     def queued_tokens(self) -> int:
-        return sum(each.num_tokens for each in self._queue if not each.future.done())
+        return sum(each.size.num_tokens for each in self._queue if not each.future.done())
 
     @property
     def is_alive(self) -> bool:
         return not self._loop.done()
 
-    async def submit(self, jobs: Sequence[Job], sizes: Sequence[int]) -> list[tuple[Result, Timing] | BaseException]:
-        """Results of jobs of so many tokens each, or what `work` raises for one of them alone.
+    async def submit(self, jobs: Sequence[Job], sizes: Sequence[Size]) -> list[tuple[Result, Timing] | BaseException]:
+        """Results of jobs of these sizes, or what `work` raises for one of them alone.
 
         Raises `QueueFullError` or `ClosedError` for all of them, before any costs something.
         """
         if self._closing or not self.is_alive:
             raise ClosedError
-        if (queued := self.queued_tokens) and queued + sum(sizes) > self._max_queued_tokens:
+        num_tokens = sum(size.num_tokens for size in sizes)
+        if (queued := self.queued_tokens) and queued + num_tokens > self._max_queued_tokens:
             raise QueueFullError(self._seconds_for(queued))
         loop, now = asyncio.get_running_loop(), time.monotonic()
         waiting = [_Waiting(job, size, now, loop.create_future()) for job, size in zip(jobs, sizes, strict=True)]
@@ -115,52 +149,70 @@ class Batcher(Generic[Job, Result]):
     async def _run(self) -> None:
         while True:
             batch = self._cut()
-            if batch:
+            if batch.waiting:
+                start = time.monotonic()
                 await self._run_batch(batch)
+                await self._linger(time.monotonic() - start)
             elif self._closing:
                 return
             else:
                 self._arrived.clear()
                 await self._arrived.wait()
 
-    def _cut(self) -> list[_Waiting[Job, Result]]:
+    async def _linger(self, seconds: float) -> None:
+        """Behind a batch that took so long."""
+        end = time.monotonic() + min(_LINGERING * seconds, _LONGEST_LINGERING)
+        while not (self._closing or self._is_full()) and (left := end - time.monotonic()) > 0:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    def _cut(self) -> _Batch[Job, Result]:
         """The oldest jobs that somebody still waits for, up to the budget."""
-        batch: list[_Waiting[Job, Result]] = []
-        num_tokens = 0
+        batch = _Batch[Job, Result]()
         while self._queue:
             first = self._queue[0]
             if not first.future.done():
-                if batch and num_tokens + first.num_tokens > self._token_budget:
+                if batch.waiting and batch.num_tokens + batch.new_tokens(first.size) > self._token_budget:
                     break
-                batch.append(first)
-                num_tokens += first.num_tokens
+                batch.add(first)
             self._queue.popleft()
         return batch
 
-    async def _run_batch(self, batch: list[_Waiting[Job, Result]]) -> None:
+    def _is_full(self) -> bool:
+        """Whether what waits already fills a batch."""
+        batch = _Batch[Job, Result]()
+        for each in self._queue:
+            if not each.future.done():
+                batch.add(each)
+                if batch.num_tokens >= self._token_budget:
+                    return True
+        return False
+
+    async def _run_batch(self, batch: _Batch[Job, Result]) -> None:
         start = time.monotonic()
-        num_tokens = sum(each.num_tokens for each in batch)
+        waiting = batch.waiting
         try:
-            results = await self._in_thread([each.job for each in batch])
+            results = await self._in_thread([each.job for each in waiting])
         except Exception as error:  # the batcher must outlive whatever a model raises
-            await self._run_alone(batch, error)
+            await self._run_alone(waiting, error)
             return
         seconds = time.monotonic() - start
-        self._measure(num_tokens, seconds)
+        self._measure(sum(each.size.num_tokens for each in waiting), seconds)
         self._num_batches += 1
-        for each, result in zip(batch, results, strict=True):
+        for each, result in zip(waiting, results, strict=True):
             if not each.future.done():
-                timing = Timing(start - each.since, seconds, self._num_batches, len(batch), num_tokens)
+                timing = Timing(start - each.since, seconds, self._num_batches, len(waiting), batch.num_tokens)
                 each.future.set_result((result, timing))
 
-    async def _run_alone(self, batch: list[_Waiting[Job, Result]], error: Exception) -> None:
+    async def _run_alone(self, waiting: list[_Waiting[Job, Result]], error: Exception) -> None:
         """A job that fails must not fail those that happened to be beside it."""
-        if len(batch) > 1:
-            for each in batch:
+        if len(waiting) > 1:
+            for each in waiting:
                 if not each.future.done():
-                    await self._run_batch([each])
-        elif not batch[0].future.done():
-            batch[0].future.set_exception(error)
+                    await self._run_batch(_Batch(each))
+        elif not waiting[0].future.done():
+            waiting[0].future.set_exception(error)
 
     async def _in_thread(self, jobs: list[Job]) -> Sequence[Result]:
         results = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, jobs)

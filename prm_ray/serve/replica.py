@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from prm_ray.conversations import split_conversation
 from prm_ray.errors import UserError
 from prm_ray.models import token_char_ends
-from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Timing
+from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
 from prm_ray.serve.scoring import (
     Ask,
     Batch,
@@ -94,12 +94,13 @@ class Replica:
         except UserError as error:
             return Refusal(422, "invalid_request", str(error))
         jobs = [each.prepared for each in encoded if each.prepared is not None]
-        sizes = [job.num_tokens for job in jobs]
-        if sum(sizes) > self._limits.max_tokens:
-            message = f"prompts and responses have {sum(sizes)} tokens, at most {self._limits.max_tokens} are allowed"
+        num_tokens = sum(job.num_tokens for job in jobs)
+        if num_tokens > self._limits.max_tokens:
+            message = f"prompts and responses have {num_tokens} tokens, at most {self._limits.max_tokens} are allowed"
             return Refusal(413, "too_many_tokens", message)
         queued_at = time.time()
         try:
+            sizes = [Size(job.num_tokens, len(job.prompt_tokens), job.prompt_tokens) for job in jobs]
             results = await self._batching().submit(jobs, sizes) if jobs else []
         except QueueFullError as full:
             return Refusal(429, "overloaded", "the queue is full; try again later", full.retry_after)
@@ -208,7 +209,7 @@ class Replica:
 
     def _cost(self, encoded: Sequence[_Encoded], results: Sequence[_Outcome], queued_at: float) -> Cost:
         prepared = [each.prepared for each in encoded if each.prepared is not None]
-        prompt_tokens = sum(each.num_prompt_tokens for each in prepared)
+        prompt_tokens = sum(len(each.prompt_tokens) for each in prepared)
         done = [each for each in results if not isinstance(each, BaseException)]
         queued = min((timing.queued for _, timing in done), default=0.0)
         return Cost(

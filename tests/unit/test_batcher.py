@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Timing
+from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
 
 
 class Work:
@@ -36,7 +36,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def one(batcher: Batcher[int, int], job: int, num_tokens: int) -> tuple[int, Timing]:
-    (found,) = await batcher.submit([job], [num_tokens])
+    (found,) = await batcher.submit([job], [Size(num_tokens)])
     if isinstance(found, BaseException):
         raise found
     return found
@@ -62,6 +62,22 @@ def test_what_gathers_while_the_model_works_becomes_one_batch_up_to_the_budget()
         assert work.batches == [[1], [2, 3], [4], [5]], "an idle model does not wait; nothing overtakes"
         timing = found[1][1]
         assert (timing.batch_jobs, timing.batch_tokens) == (2, 8) and timing.queued > 0
+        await batcher.close()
+
+    run(test)
+
+
+def test_jobs_with_one_prompt_pay_for_it_once_a_batch() -> None:
+    async def test() -> None:
+        work = Work()
+        batcher = Batcher(work, token_budget=10, max_queued_tokens=1000)
+        jobs = [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "a"), (6, "a")]
+        asked = [asyncio.create_task(batcher.submit([job], [Size(6, 4, prompt)])) for job, prompt in jobs]
+        await asyncio.sleep(0)
+        work.release()
+        found = [(await each)[0] for each in asked]
+        assert work.batches == [[1, 2], [3], [4, 5, 6]], "6 + 2 tokens, then 6 beside which another 6 have no room"
+        assert [timing.batch_tokens for _, timing in found] == [8, 8, 6, 10, 10, 10]
         await batcher.close()
 
     run(test)

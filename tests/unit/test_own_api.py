@@ -42,8 +42,8 @@ def test_rewards_are_the_scorers_with_spans_that_cut_the_text(api: FastAPI, scor
         assert sum(step["num_tokens"] for step in item["steps"]) == item["num_tokens"] == len(ours.tokens)
     prepared = scorer.prepare(PROBLEM, RESPONSES)
     assert found["usage"] == {
-        "prompt_tokens": prepared.num_prompt_tokens,
-        "completion_tokens": prepared.num_tokens - prepared.num_prompt_tokens,
+        "prompt_tokens": len(prepared.prompt_tokens),
+        "completion_tokens": prepared.num_tokens - len(prepared.prompt_tokens),
         "total_tokens": prepared.num_tokens,
     }
 
@@ -95,7 +95,7 @@ def test_a_response_that_is_too_long_is_cut_if_that_was_asked_for(api: FastAPI, 
     body = {"problem": PROBLEM, "responses": ["1" * 600, "7"], "truncate": True}
     (reply,) = asyncio.run(asked(api, post("/v1/rewards", body)))
     long, short = reply.json()["results"]
-    room = 512 - scorer.prepare(PROBLEM, ["7"]).num_prompt_tokens
+    room = 512 - len(scorer.prepare(PROBLEM, ["7"]).prompt_tokens)
     assert long["truncated"] and long["num_tokens"] == room and not short["truncated"]
 
 

@@ -12,7 +12,7 @@ from prm_ray.serve.scoring import Ask, Options
 
 class Scorer:
     def prepare(self, problem, responses):
-        return SimpleNamespace(num_tokens=1)
+        return SimpleNamespace(num_tokens=1, prompt_tokens=())
 
     def score_prepared(self, prepared):
         # asked of OpenMP itself: torch's own answer first sets what it then says

@@ -54,8 +54,8 @@ def test_metrics_count_requests_errors_tokens_and_stages(scorer: Scorer) -> None
     assert found["prm_ray_http_requests_total", "", "/v1/rewards", "422"] == 1
     assert found["prm_ray_errors_total", "/v1/rewards", "invalid_request"] == 1
     prepared = scorer.prepare(PROBLEM, RESPONSES[:2])
-    assert found["prm_ray_scored_tokens_total", "prompt", "demo"] == 2 * prepared.num_prompt_tokens
-    responses = prepared.num_tokens - prepared.num_prompt_tokens
+    assert found["prm_ray_scored_tokens_total", "prompt", "demo"] == 2 * len(prepared.prompt_tokens)
+    responses = prepared.num_tokens - len(prepared.prompt_tokens)
     assert found["prm_ray_scored_tokens_total", "response", "demo"] == 2 * responses
     assert found["prm_ray_scored_responses_total", "demo"] == 5
     assert found["prm_ray_failed_responses_total", "demo", "empty_response"] == 1
@@ -78,7 +78,7 @@ def test_cache_hits_are_the_tokens_that_were_not_computed_again(scorer: Scorer) 
     calls = [post("/v1/rewards", {"problem": problem, "responses": responses}) for responses in (texts[:1], texts)]
     metrics = scrape(watched(scorer), *calls)
     first, second = scorer.prepare(problem, texts).group.responses
-    prompt = scorer.prepare(problem, texts).num_prompt_tokens
+    prompt = len(scorer.prepare(problem, texts).prompt_tokens)
     hits = metrics["prm_ray_prefix_cache_hit_tokens_total", "demo"]
     assert hits == prompt + len(first), "the second request's; those of the first were new"
     distinct = prompt + len(first) + len(second) - shared_prefix(np.array(first), np.array(second))
