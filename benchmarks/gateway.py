@@ -25,7 +25,7 @@ from benchmarks import common
 from prm_ray.answers import Judge
 from prm_ray.config import RunConfig, load_config
 from prm_ray.core.metrics import Interval, percentile_interval, resample_means
-from prm_ray.entry import failing_in_one_line
+from prm_ray.entry import add_config_arguments, failing_in_one_line
 from prm_ray.errors import UserError
 from prm_ray.problems import Problem, load_problems
 
@@ -127,7 +127,7 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="config of a trained run")
+    add_config_arguments(parser)
     parser.add_argument("--problems", type=int, default=100, help="of the test split (default 100)")
     parser.add_argument("--best-of", type=int, default=8, help="candidates a problem (default 8)")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
@@ -138,7 +138,7 @@ def main() -> None:
         from prm_ray.serve.server import free_port
 
         served = ["serve.generator=vllm", f"serve.max_candidates={max(args.best_of, 32)}", f"serve.port={free_port()}"]
-        figures = measure(load_config(args.config, served), args.problems, args.best_of)
+        figures = measure(load_config(args.config, [*args.overrides, *served]), args.problems, args.best_of)
     show(figures)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
