@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from prm_ray.client import AsyncClient, ServerError
 from prm_ray.config import RunConfig, parse_config
 from prm_ray.serve.manifest import APP_NAME
 
-_TOLERANCE = 0.05
-"""Of a response's reward in bfloat16, whose batches differ from one time to the next."""
+_TOLERANCE = 1e-3
+"""Of a response's reward in float32, whose batches differ from one time to the next."""
+_ASKED_BEFORE = 200
+_MOST_REQUESTS = 20_000
+"""Each of another problem, so that the prefix cache has no more of one than of the other."""
 _AT_ONCE = 8
 _TRIES = 12
 
@@ -115,16 +119,16 @@ def _title(process: psutil.Process) -> str:
 
 
 def overload(config: RunConfig, calls: Sequence[Call], times: float, seconds: float) -> Figures:
-    """`times` as many requests a second as the server can answer, for so many seconds."""
+    """`times` as many requests a second as the server can answer, for so many seconds, or as long as `calls` last."""
     from prm_ray.serve import server
 
     url = server.start(config)
     try:
         unloaded = closed_loop(url, calls[:20], 1)
-        full = closed_loop(url, calls, 16)
+        full = closed_loop(url, calls[20:_ASKED_BEFORE], 16)
         rate = full["requests"] / full["seconds"]
         before = _resident_mib()
-        arrivals = [calls[at % len(calls)] for at in range(round(times * rate * seconds))]
+        arrivals = calls[_ASKED_BEFORE:][: round(times * rate * seconds)]
         loaded = open_loop(url, arrivals, times * rate, allowed=(200, 429))
         return {
             "unloaded": unloaded,
@@ -148,16 +152,17 @@ def run_kills(setting: Setting, folder: Path) -> Figures:
     asked = [
         (f"{at} + 45 - 8", [f"{at} + 45 = {at + 45}\n{at + 37}", f"{at}", "5\n7\n9"]) for at in range(job["requests"])
     ]
-    scorer = Scorer.from_pretrained(folder / "run" / "checkpoint", dtype=setting.dtype)
+    exact = replace(setting, dtype="float32")
+    scorer = Scorer.from_pretrained(folder / "run" / "checkpoint", dtype=exact.dtype)
     expected = [[each.rewards["sum"] for each in scorer.score(*one)] for one in asked]
-    return kills(_config(setting, folder, num_replicas=2), asked, expected, job["between"])
+    return kills(_config(exact, folder, num_replicas=2), asked, expected, job["between"])
 
 
 def run_overload(setting: Setting, folder: Path) -> Figures:
     job = _job(folder)
     calls: list[Call] = [
         ("/v1/rewards", {"problem": f"{at} + 45 - 8", "responses": [f"{at} + 45 = {at + 45}\n{at + 37}"] * 4})
-        for at in range(200)
+        for at in range(_MOST_REQUESTS)
     ]
     found = overload(_config(setting, folder, max_queued_tokens=job["queue"]), calls, job["times"], job["overloaded"])
     return found | {"queue_tokens": job["queue"]}

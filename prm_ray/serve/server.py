@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -24,6 +25,7 @@ from prm_ray.runlog import log
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
+from prm_ray.serve.proxy import SETTING as PROXY_SETTING
 from prm_ray.serve.served import ServedModel, served_models
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
@@ -45,7 +47,7 @@ def print_manifest(config: RunConfig) -> None:
 def run(config: RunConfig) -> None:
     """Serve the trained model of a run until Ctrl-C or SIGTERM (which `ray job stop` sends)."""
     models = _check(config)
-    start_ray(config)
+    _start_ray(config)
     signal.signal(signal.SIGTERM, _interrupt)  # not before: Ray, when it starts, puts a handler of its own in its place
     base_url = _deploy(config, models)
     body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
@@ -67,8 +69,13 @@ def start(config: RunConfig) -> str:
     cannot be used, or the model does not load.
     """
     models = _check(config)
-    start_ray(config)
+    _start_ray(config)
     return _deploy(config, models)
+
+
+def _start_ray(config: RunConfig) -> None:
+    os.environ.setdefault(*PROXY_SETTING)  # Ray's own processes inherit it; a cluster that runs already has its own
+    start_ray(config)
 
 
 def _check(config: RunConfig) -> list[ServedModel]:
