@@ -79,7 +79,7 @@ def test_the_answer_streams(served: Server) -> None:
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text.strip() and chunks[-1].usage is not None
-    assert chunks[-1].prm_metadata["num_candidates"] == 4  # type: ignore[attr-defined]
+    assert chunks[-2].prm_metadata["num_candidates"] == 4  # type: ignore[attr-defined]
 
 
 def test_what_the_generator_cannot_do_is_named(served: Server) -> None:

@@ -10,7 +10,7 @@ from prm_ray.config import RunConfig
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.models import load_model, read_prm_json
 from prm_ray.scorer import Scorer
-from prm_ray.serve.app import ScorerReplica
+from prm_ray.serve.served import load_scorer, served_models
 from prm_ray.stages import train
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config, write_reference_table
@@ -118,8 +118,9 @@ def test_the_trained_adapter_lies_over_the_reference_and_scores_in_one_pass(tiny
     assert scorer.reference is scorer.policy
     (expected,) = scorer.score("1+2", ["3"])
     assert expected.rewards["sum"] != 0.0
-    (served,) = ScorerReplica(str(checkpoint), config)._score("1+2", ["3"]).items
-    assert served.rewards == expected.rewards
+    StageFolder(config.run.dir, "train").finish({"stage": "train"})
+    (served,) = load_scorer(served_models(config)[0]).score("1+2", ["3"])
+    assert served.rewards == pytest.approx(expected.rewards)
 
 
 def test_a_target_the_model_does_not_have_ends_the_stage_before_it_begins(tiny_model: str, tmp_path: Path) -> None:
