@@ -36,6 +36,7 @@ _TOLERANCE = 1e-3
 _ASKED_BEFORE = 200
 _MOST_REQUESTS = 20_000
 """Each of another problem, so that the prefix cache has no more of one than of the other."""
+PARTS = ("kills", "overload")
 _AT_ONCE = 8
 _TRIES = 12
 
@@ -127,17 +128,44 @@ def overload(config: RunConfig, calls: Sequence[Call], times: float, seconds: fl
         unloaded = closed_loop(url, calls[:20], 1)
         full = closed_loop(url, calls[20:_ASKED_BEFORE], 16)
         rate = full["requests"] / full["seconds"]
-        before = _resident_mib()
         arrivals = calls[_ASKED_BEFORE:][: round(times * rate * seconds)]
-        loaded = open_loop(url, arrivals, times * rate, allowed=(200, 429))
+        with _watching_memory(seconds / 6) as memory_mib:
+            loaded = open_loop(url, arrivals, times * rate, allowed=(200, 429))
+        tokens = _tokens_of(url, calls[0])
+        per_second = tokens * loaded["statuses"]["200"] / loaded["seconds"]
         return {
             "unloaded": unloaded,
             "capacity_per_second": rate,
             "loaded": loaded,
-            "memory_mib": [before, _resident_mib()],
+            "memory_mib": memory_mib,
+            "tokens_per_request": tokens,
+            "queue_bound_seconds": (config.serve.max_queued_tokens + config.score.token_budget) / per_second,
         }
     finally:
         server.stop()
+
+
+def _tokens_of(url: str, call: Call) -> int:
+    path, body = call
+    return httpx.post(url + path, json=body, timeout=60).raise_for_status().json()["usage"]["total_tokens"]
+
+
+@contextmanager
+def _watching_memory(between: float) -> Iterator[list[float]]:
+    """What `_resident_mib` is now, and then every so many seconds."""
+    seen, over = [_resident_mib()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(between):
+            seen.append(_resident_mib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def _resident_mib() -> float:
@@ -172,6 +200,7 @@ def _config(setting: Setting, folder: Path, **serve: Any) -> RunConfig:
     from prm_ray.serve.server import free_port
 
     run = {"run": {"dir": str(folder / "run")}, "model": {"dtype": setting.dtype}}
+    run |= {"score": {"token_budget": setting.token_budget}}
     return parse_config(run | {"serve": {"port": free_port(), **serve}})
 
 
@@ -180,16 +209,20 @@ def _job(folder: Path) -> dict[str, Any]:
 
 
 def show(found: dict[str, Figures]) -> None:
-    one, two = found["kills"], found["overload"]
-    print(f"\n{one['killed']} replicas killed in {one['seconds']:.0f} s. Requests, with retries:")
-    print(f"  {one['right']} right, {one['wrong']} wrong, {one['zero']} with a reward of 0, {one['failed']} failed")
-    print(f"  replies by status: {one['statuses']}")
-    loaded, unloaded, (before, after) = two["loaded"], two["unloaded"], two["memory_mib"]
-    rate = loaded["requests"] / loaded["seconds"]
-    print(f"\n{rate:.0f} requests a second, where {two['capacity_per_second']:.0f} can be answered:")
-    print(f"  replies by status: {loaded['statuses']}")
-    print(f"  answered: p50 {loaded['p50']:.2f} s, p99 {loaded['p99']:.2f} s (unloaded p99 {unloaded['p99']:.2f} s)")
-    print(f"  memory of all replicas: {before:.0f} MiB before, {after:.0f} MiB after")
+    if one := found.get("kills"):
+        print(f"\n{one['killed']} replicas killed in {one['seconds']:.0f} s. Requests, with retries:")
+        print(f"  {one['right']} right, {one['wrong']} wrong, {one['zero']} with a reward of 0, {one['failed']} failed")
+        print(f"  replies by status: {one['statuses']}")
+    if two := found.get("overload"):
+        loaded, unloaded = two["loaded"], two["unloaded"]
+        rate = loaded["requests"] / loaded["seconds"]
+        print(f"\n{rate:.0f} requests a second, where {two['capacity_per_second']:.0f} can be answered:")
+        print(f"  replies by status: {loaded['statuses']}")
+        print(
+            f"  answered: p50 {loaded['p50']:.2f} s, p99 {loaded['p99']:.2f} s (unloaded p99 {unloaded['p99']:.2f} s)"
+        )
+        print(f"  working off a full queue and a batch: {two['queue_bound_seconds']:.2f} s at the rate of that time")
+        print(f"  memory of all replicas over the time: {', '.join(f'{each:.0f}' for each in two['memory_mib'])} MiB")
 
 
 def main() -> None:
@@ -199,6 +232,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=5.0, help="arrivals, as a multiple of what can be answered")
     parser.add_argument("--overloaded", type=float, default=60.0, help="seconds of it")
     parser.add_argument("--queue", type=int, default=4096, help="serve.max_queued_tokens meanwhile")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     args = common.parse(parser)
     setting = common.setting_of(args)
     found: dict[str, Figures] = {}
@@ -206,7 +240,7 @@ def main() -> None:
         make_run(setting, folder)
         job = {"requests": args.requests, "between": args.seconds_between, "times": args.times}
         (folder / "faults.json").write_text(json.dumps(job | {"overloaded": args.overloaded, "queue": args.queue}))
-        for part in ("kills", "overload"):
+        for part in args.parts:
             found[part] = fresh.run_fresh(f"benchmarks.serving_faults:run_{part}", setting, folder)
             if "error" in found[part]:
                 raise SystemExit(f"{part}: {found[part]['error']}")
