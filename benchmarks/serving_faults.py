@@ -199,7 +199,7 @@ def run_overload(setting: Setting, folder: Path) -> Figures:
 def _config(setting: Setting, folder: Path, **serve: Any) -> RunConfig:
     from prm_ray.serve.server import free_port
 
-    run = {"run": {"dir": str(folder / "run")}, "model": {"dtype": setting.dtype}}
+    run: dict[str, Any] = {"run": {"dir": str(folder / "run")}, "model": {"dtype": setting.dtype}}
     run |= {"score": {"token_budget": setting.token_budget}}
     return parse_config(run | {"serve": {"port": free_port(), **serve}})
 
