@@ -11,9 +11,9 @@ from ray import serve
 from benchmarks.fresh import Figures
 from benchmarks.serving_load import Call, closed_loop
 from prm_ray.config import parse_config
+from prm_ray.scoring.asks import Ask, Conversation, Cost, Item, ModelFacts, Options, Scored
 from prm_ray.serve.app import IngressSettings, bind_ingress, scorer_deployment
 from prm_ray.serve.manifest import APP_NAME
-from prm_ray.serve.scoring import Ask, Conversation, Cost, Item, ModelFacts, Options, Scored
 from prm_ray.serve.server import free_port
 from prm_ray.stages.cluster import start_ray
 

@@ -13,15 +13,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from prm_ray.scorer import Scorer
+from prm_ray.scoring.asks import ModelFacts
+from prm_ray.scoring.replica import Limits, Replica
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.generator import Candidate, Generated
 from prm_ray.serve.guard import Guard, GuardLimits
 from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.local import LocalBackend
-from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import ModelFacts
 from prm_ray.serve.watching import watch
 
 LIMITS = Limits(max_tokens=2000, max_queued_tokens=10_000, token_budget=500)

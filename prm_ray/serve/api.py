@@ -10,12 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from prm_ray.scoring.asks import SERVER_FAILED, Backend, Refusal, RefusedError
 from prm_ray.serve.asking import Asking, Gateway, RequestLimits
 from prm_ray.serve.bodies import ERRORS, error_body, validation_message
 from prm_ray.serve.dialects import chat, openrlhf, own, rerank, trl, vllm
 from prm_ray.serve.page import add_playground
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import SERVER_FAILED, Backend, Refusal, RefusedError
 
 DIALECTS = (own.router, rerank.router, vllm.router, openrlhf.router, trl.router, chat.router)
 

@@ -21,6 +21,9 @@ from ray.serve.handle import DeploymentHandle
 
 from prm_ray.config import RunConfig, parse_config
 from prm_ray.runlog import log
+from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.scoring.replica import Limits, Replica
+from prm_ray.scoring.served import ServedModel, load_scorer, served_models
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
 from prm_ray.serve.generation import ChatModel, generator_options
@@ -28,10 +31,7 @@ from prm_ray.serve.generator import Generated, Generator, HttpGenerator, gather_
 from prm_ray.serve.guard import Guard, GuardLimits, Traffic
 from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.manifest import APP_NAME
-from prm_ray.serve.replica import Limits, Replica
 from prm_ray.serve.requestlog import REQUESTS_LOG
-from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
-from prm_ray.serve.served import ServedModel, load_scorer, served_models
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, ServeSection

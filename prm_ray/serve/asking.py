@@ -10,9 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 
+from prm_ray.scoring.asks import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.generator import Generated, Generator
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.settings import PromptSection
 
 

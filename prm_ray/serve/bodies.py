@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_serializer, model_validator
 
-from prm_ray.serve.scoring import Cost, Failure, ModelFacts, Problem
+from prm_ray.scoring.asks import Cost, Failure, ModelFacts, Problem
 
 Text = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]

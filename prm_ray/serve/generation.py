@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, context_length, decode, encode_prompt, load_tokenizer
+from prm_ray.scoring.asks import Refusal
 from prm_ray.serve.bodies import Body, Message, validation_message
-from prm_ray.serve.scoring import Refusal
 from prm_ray.stages.sampler import make_sampler
 from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions, sampler_options
 

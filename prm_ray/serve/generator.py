@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import httpx
 
+from prm_ray.scoring.asks import Refusal, RefusedError
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import Refusal, RefusedError
 
 _REQUESTS_AT_ONCE = 4
 """A request for so many candidates is cut in so many, so that a slow one does not hold the others back."""

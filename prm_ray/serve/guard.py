@@ -17,11 +17,11 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+from prm_ray.scoring.asks import SERVER_FAILED, Refusal, RefusedError
 from prm_ray.serve.bodies import error_body
 from prm_ray.serve.keys import KeyRing, RateLimit
 from prm_ray.serve.page import PATHS as PLAYGROUND_PATHS
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.serve.scoring import SERVER_FAILED, Refusal, RefusedError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

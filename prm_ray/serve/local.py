@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prm_ray.serve.replica import Replica
-from prm_ray.serve.scoring import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.scoring.replica import Replica
 
 
 class LocalBackend:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from prm_ray.scoring.asks import Ask
 from prm_ray.serve.requestrecord import RequestRecord, Scoring
-from prm_ray.serve.scoring import Ask
 
 REQUESTS_LOG = "prm_ray.requests"
 log = logging.getLogger(REQUESTS_LOG)

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from prm_ray.serve.scoring import Ask, Conversation, Cost, Scored
+from prm_ray.scoring.asks import Ask, Conversation, Cost, Scored
 
 UNKNOWN_ROUTE = "unknown"
 

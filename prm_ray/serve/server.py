@@ -22,11 +22,11 @@ from ray.serve.schema import LoggingConfig
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
+from prm_ray.scoring.served import ServedModel, served_models
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
 from prm_ray.serve.proxy import SETTING as PROXY_SETTING
-from prm_ray.serve.served import ServedModel, served_models
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray

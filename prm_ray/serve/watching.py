@@ -12,11 +12,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
+from prm_ray.scoring.asks import SERVER_FAILED
 from prm_ray.serve.asking import Asking
 from prm_ray.serve.metrics import ServerMetrics
 from prm_ray.serve.requestlog import log_request
 from prm_ray.serve.requestrecord import UNKNOWN_ROUTE, RequestRecord, recording
-from prm_ray.serve.scoring import SERVER_FAILED
 from prm_ray.serve.tracing import Traces
 
 log = logging.getLogger("prm_ray.serve")

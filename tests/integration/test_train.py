@@ -10,7 +10,7 @@ from prm_ray.config import RunConfig
 from prm_ray.errors import NonFiniteLossError, UserError
 from prm_ray.models import load_model, read_prm_json
 from prm_ray.scorer import Scorer
-from prm_ray.serve.served import load_scorer, served_models
+from prm_ray.scoring.served import load_scorer, served_models
 from prm_ray.stages import train
 from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config, write_reference_table

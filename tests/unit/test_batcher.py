@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
+from prm_ray.scoring.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
 
 
 class Work:

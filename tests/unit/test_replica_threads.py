@@ -7,8 +7,8 @@ import sys
 PROGRAM = """
 import asyncio, ctypes, re, torch
 from types import SimpleNamespace
-from prm_ray.serve.replica import Limits, Replica
-from prm_ray.serve.scoring import Ask, Options
+from prm_ray.scoring.replica import Limits, Replica
+from prm_ray.scoring.asks import Ask, Options
 
 class Scorer:
     def prepare(self, problem, responses):

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from prm_ray.core.packing import PromptGroup
 from prm_ray.scorer import Scorer
-from prm_ray.serve.scoring import ModelFacts
+from prm_ray.scoring.asks import ModelFacts
 from tests.serving import FACTS, asked, post, tiny_api, tiny_scorer
 
 PATH = "/get_sequence_logprobs/"

@@ -14,10 +14,10 @@ from pydantic import ConfigDict, Field, model_validator
 from prm_ray.answers import final_answer
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
 from prm_ray.models import build_messages
+from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.asking import Asked, Asking
 from prm_ray.serve.bodies import EXAMPLE_PROBLEM, Body, ItemError, Message, example
 from prm_ray.serve.generator import Generated
-from prm_ray.serve.scoring import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
+from prm_ray.scoring.asks import Conversation
 from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
@@ -20,7 +21,6 @@ from prm_ray.serve.bodies import (
     sigmoid,
 )
 from prm_ray.serve.dialects.vllm import error_of
-from prm_ray.serve.scoring import Conversation
 from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from prm_ray.scoring.asks import Ask, Item, ModelFacts, Options
 from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
@@ -19,7 +20,6 @@ from prm_ray.serve.bodies import (
     Usage,
     example,
 )
-from prm_ray.serve.scoring import Ask, Item, ModelFacts, Options
 from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
+from prm_ray.scoring.asks import Ask, Item, Options, Response
 from prm_ray.serve.asking import Asked, Asking
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
@@ -23,7 +24,6 @@ from prm_ray.serve.bodies import (
     example,
     sigmoid,
 )
-from prm_ray.serve.scoring import Ask, Item, Options, Response
 from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 

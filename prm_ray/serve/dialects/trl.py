@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 from pydantic import Field, model_validator
 
+from prm_ray.scoring.asks import Ask, Failure, Item, ModelFacts, Options, Refusal, RefusedError
 from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import Body, CommonKeys, TokenId, TokenIds, example
-from prm_ray.serve.scoring import Ask, Failure, Item, ModelFacts, Options, Refusal, RefusedError
 from prm_ray.serve.strictjson import strict_router
 
 router = strict_router("TRL")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
+from prm_ray.scoring.asks import Ask, Conversation, Cost, Item, Options
 from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
@@ -22,7 +23,6 @@ from prm_ray.serve.bodies import (
     example,
     sigmoid,
 )
-from prm_ray.serve.scoring import Ask, Conversation, Cost, Item, Options
 from prm_ray.serve.strictjson import strict_router
 from prm_ray.settings import Aggregation
 

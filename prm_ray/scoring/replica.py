@@ -15,8 +15,7 @@ from typing import Any, Protocol, TypeVar
 from prm_ray.conversations import split_conversation
 from prm_ray.errors import UserError
 from prm_ray.models import token_char_ends
-from prm_ray.serve.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
-from prm_ray.serve.scoring import (
+from prm_ray.scoring.asks import (
     Ask,
     Batch,
     Conversation,
@@ -29,10 +28,11 @@ from prm_ray.serve.scoring import (
     Response,
     Scored,
 )
+from prm_ray.scoring.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
 from prm_ray.texts import ResponseError, ScoredResponse
 
 Prepared = TypeVar("Prepared")
-log = logging.getLogger("prm_ray.serve")
+log = logging.getLogger("prm_ray.scoring")
 
 
 class AnyScorer(Protocol[Prepared]):

@@ -1,4 +1,4 @@
-"""Which models a server holds: checked on the driver, loaded in the replicas."""
+"""Which models there are to be asked: checked on the driver, loaded where they are asked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.models import read_prm_json, resolve_model
-from prm_ray.serve.scoring import ModelFacts
+from prm_ray.scoring.asks import ModelFacts
 from prm_ray.tables import StageFolder
 
 if TYPE_CHECKING:
-    from prm_ray.serve.replica import AnyScorer
+    from prm_ray.scoring.replica import AnyScorer
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ def served_models(config: RunConfig) -> list[ServedModel]:
     if own in config.serve.models:
         raise UserError(f"serve.models has the name {own!r}, which is this run's own")
     others = [_trained(config, name, folder) for name, folder in config.serve.models.items()]
-    return [_own(config, own), *others]
+    return [own_model(config), *others]
 
 
-def _own(config: RunConfig, name: str) -> ServedModel:
+def own_model(config: RunConfig) -> ServedModel:
+    """The run's own model. Raises `UserError` as `served_models` does."""
+    name = config.run.dir.name
     if config.score.model is not None and config.score.style is not None:
         from prm_ray.publishedscorer import load_format
 
