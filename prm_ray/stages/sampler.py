@@ -125,4 +125,5 @@ def _set_engine_environment(options: SamplerOptions) -> None:
 def _as_sample(output: Any) -> Sample:
     tokens = list(output.token_ids)
     logprobs = [float(at[token].logprob) for at, token in zip(output.logprobs, tokens, strict=True)]
-    return Sample(tokens, logprobs, output.finish_reason)
+    # vLLM names the stop text that was found, and no reason (or a token id) where an end token was sampled.
+    return Sample(tokens, logprobs, output.finish_reason, at_stop_text=isinstance(output.stop_reason, str))

@@ -22,6 +22,8 @@ class Sample:
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str
+    at_stop_text: bool = False
+    """It has ended at a text of `Decoding.stop`, not by the model's own end token."""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from prm_ray.models import load_model, load_tokenizer
+from prm_ray.models import decode, load_model, load_tokenizer
 from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-_SEQUENCES = 64
+SEQUENCES = 64
 """Responses a batch holds."""
+_STOP_TOKENS = 8
+"""Last tokens among whose text a stop text is looked for."""
 
 
 class TransformersSampler:
@@ -25,7 +27,8 @@ class TransformersSampler:
         torch.set_num_threads(options.num_threads)
         self._options = options
         self._model: PreTrainedModel = load_model(options.model, options.dtype, options.trust_remote_code)
-        tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+        tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code, needs_chat=False)
+        self._tokenizer = tokenizer
         own = self._model.generation_config.eos_token_id if self._model.generation_config else None
         self._ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
@@ -50,7 +53,7 @@ class TransformersSampler:
     def _batches(self, lengths: Sequence[int], limits: Sequence[int], num_samples: int) -> Iterator[slice]:
         """Neighbours, as long as the longest prompt and the longest response of a batch fit into the model together:
         prompts are padded on the left, and all of a batch write until the last has ended."""
-        size, start = max(1, _SEQUENCES // num_samples), 0
+        size, start = max(1, SEQUENCES // num_samples), 0
         for stop in range(1, len(lengths) + 1):
             whole = slice(start, stop + 1)
             full = stop - start == size
@@ -66,24 +69,27 @@ class TransformersSampler:
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         torch.manual_seed(seed)
-        raw = _RawLogprobs(longest)
+        raw, stops = _RawLogprobs(longest), _StopTexts(self._tokenizer, decoding.stop, longest)
         with torch.inference_mode():
             out = self._model.generate(
                 ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
                 generation_config=self._generation_config(max(limits), pad, decoding),
                 logits_processor=LogitsProcessorList([raw]),
+                stopping_criteria=StoppingCriteriaList([stops] if decoding.stop else []),
             )
         assert isinstance(out, torch.Tensor)
         num = decoding.num_samples
         tokens, logprobs = out[:, longest:].tolist(), raw.logprobs(out)
         return [
-            [self._cut(tokens[row][:limit], logprobs[row][:limit]) for row in range(num * index, num * (index + 1))]
+            [
+                self._cut(tokens[row][:limit], logprobs[row][:limit], stops.ends.get(row))
+                for row in range(num * index, num * (index + 1))
+            ]
             for index, limit in enumerate(limits)
         ]
 
     def _generation_config(self, max_tokens: int, pad: int, decoding: Decoding) -> GenerationConfig:
-        """Stop texts are not looked for: a response goes on behind them, and whoever asked cuts it there."""
         sampling = (
             {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.temperature else {}
         )
@@ -96,8 +102,10 @@ class TransformersSampler:
             **sampling,
         )
 
-    def _cut(self, tokens: list[int], logprobs: list[float]) -> Sample:
-        """Drop what pads a response behind its end token."""
+    def _cut(self, tokens: list[int], logprobs: list[float], stop_end: int | None) -> Sample:
+        """Drop what pads a response behind its end token, or behind the stop text that ended at `stop_end`."""
+        if stop_end is not None and stop_end <= len(tokens):
+            return Sample(tokens[:stop_end], logprobs[:stop_end], "stop", at_stop_text=True)
         for index, token in enumerate(tokens):
             if token in self._ends:
                 return Sample(tokens[: index + 1], logprobs[: index + 1], "stop")
@@ -129,3 +137,18 @@ class _RawLogprobs:
         self._note(out[:, -1])
         assert len(self._columns) == out.shape[1] - self._prompt_length
         return torch.stack(self._columns, 1).tolist()
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends a response where one of the texts does; `ends` says where that was, by row."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], prompt_length: int):
+        self._tokenizer, self._texts, self._prompt_length = tokenizer, texts, prompt_length
+        self.ends: dict[int, int] = {}
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        length = input_ids.shape[1] - self._prompt_length
+        for row, tail in enumerate(input_ids[:, self._prompt_length :][:, -_STOP_TOKENS:].tolist()):
+            if row not in self.ends and any(stop in decode(self._tokenizer, tail) for stop in self._texts):
+                self.ends[row] = length
+        return torch.tensor([row in self.ends for row in range(len(input_ids))], device=input_ids.device)

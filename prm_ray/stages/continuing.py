@@ -1,0 +1,130 @@
+"""Continues a response by a step, or to its end: token ids in, token ids out, cut where the step rule says.
+
+Generators stop at texts, step rules are patterns: so a step is drawn up to the rule's separator where it has one, else
+piece by piece until the rule finds the next step's beginning, and what was drawn beyond it is dropped (and counted).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prm_ray.core.steps import step_char_ends, token_ends_at
+from prm_ray.models import decode, token_char_ends
+from prm_ray.scoring.batcher import Batcher, Size
+from prm_ray.search.candidate import Draw, Proposal
+from prm_ray.stages.sampler import make_sampler
+from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions
+from prm_ray.stages.transformers_sampler import SEQUENCES, TransformersSampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_STOP_TEXTS = {"newline": ("\n",), "blank_line": ("\n\n",)}
+"""Step rule -> the text behind which a step has ended."""
+_PIECE = 64
+"""Tokens drawn at a time by a rule without such a text."""
+_CONTEXT = 8
+"""Tokens before a piece that its text is decoded behind; see `token_char_ends`."""
+
+
+class Continuer:
+    """One engine and its tokenizer; any number of continuations at a time, inside one event loop."""
+
+    def __init__(self, options: SamplerOptions, tokenizer: PreTrainedTokenizerFast, step_rule: str):
+        self._options, self._tokenizer, self._rule = options, tokenizer, step_rule
+        sampler = make_sampler(options)
+        self._draw_one = _Merged(sampler).draw if isinstance(sampler, TransformersSampler) else _Single(sampler).draw
+
+    async def __call__(
+        self, prompt: Sequence[int], tokens: Sequence[int], text: str, draw: Draw, max_tokens: int | None = None
+    ) -> Proposal:
+        """Continue the response `tokens`, which reads `text`, behind `prompt`.
+
+        `max_tokens` is the most a whole response may have; none = the options' own limit.
+        """
+        limit = self._options.max_tokens if max_tokens is None else max_tokens
+        room = min(limit - len(tokens), self._options.max_model_len - len(prompt) - len(tokens))
+        if room < 1:
+            return Proposal(error=f"no_room: {len(prompt)} tokens of prompt and {len(tokens)} of response are the most")
+        piece: list[int] = []
+        num_sampled = 0
+        while True:
+            sample = await self._sample([*prompt, *tokens, *piece], room - len(piece), draw)
+            num_sampled += len(sample.tokens)
+            piece += sample.tokens
+            if not sample.tokens:
+                return Proposal(num_sampled=num_sampled, error="empty_response: the generator gave no token")
+            shown, char_ends = self._decode(tokens, piece)
+            if not draw.whole and (end := self._step_end(shown, char_ends, sample.at_stop_text)) is not None:
+                shown = shown[: char_ends[end - 1]]
+                finish_reason = "length" if end == room else None
+                return Proposal(tuple(piece[:end]), text + shown, finish_reason, num_sampled)
+            if sample.finish_reason == "stop" and not sample.at_stop_text:
+                return Proposal(tuple(piece), text + shown, "stop", num_sampled)
+            if len(piece) >= room:
+                return Proposal(tuple(piece), text + shown, "length", num_sampled)
+
+    async def _sample(self, prompt: Sequence[int], room: int, draw: Draw) -> Sample:
+        stops = () if draw.whole else _STOP_TEXTS.get(self._rule, ())
+        max_tokens = room if draw.whole or stops or self._rule == "none" else min(room, _PIECE)
+        own = self._options.decoding
+        decoding = Decoding(1, 0.0 if draw.greedy else own.temperature, 1.0 if draw.greedy else own.top_p, stops)
+        return await self._draw_one(prompt, draw.seed, max_tokens, decoding)
+
+    def _decode(self, tokens: Sequence[int], piece: Sequence[int]) -> tuple[str, list[int]]:
+        """The piece's text, and where in it each of its tokens ends."""
+        context = list(tokens[-_CONTEXT:])
+        before = len(decode(self._tokenizer, context)) if context else 0
+        ends = token_char_ends(self._tokenizer, [*context, *piece])[len(context) :]
+        return decode(self._tokenizer, [*context, *piece])[before:], [max(0, end - before) for end in ends]
+
+    def _step_end(self, text: str, char_ends: Sequence[int], at_stop_text: bool) -> int | None:
+        """Tokens of the piece up to its first step's end; None while that is not there yet.
+
+        A separator at the very end counts if the generator stopped at it, and there is more than white space before.
+        """
+        first, *others = step_char_ends(text, self._rule)
+        if others:
+            return token_ends_at([first], char_ends)[0]
+        return len(char_ends) if at_stop_text and text.strip() else None
+
+
+class _Single:
+    """Every draw is a request of its own: the engine merges them."""
+
+    def __init__(self, sampler: Sampler):
+        self._sampler = sampler
+
+    async def draw(self, prompt: Sequence[int], seed: int, max_tokens: int, decoding: Decoding) -> Sample:
+        ((sample,),) = await self._sampler.sample([prompt], [seed], [max_tokens], decoding)
+        return sample
+
+
+_Job = tuple[Sequence[int], int, int, Decoding]
+
+
+class _Merged:
+    """Draws that come while a batch is computed are the next batch: transformers computes one at a time."""
+
+    def __init__(self, sampler: TransformersSampler):
+        self._sampler = sampler
+        self._batcher: Batcher[_Job, Sample] | None = None
+
+    async def draw(self, prompt: Sequence[int], seed: int, max_tokens: int, decoding: Decoding) -> Sample:
+        if self._batcher is None:  # made in the loop of the first draw: an actor is constructed outside of it
+            self._batcher = Batcher(self._work, token_budget=SEQUENCES, max_queued_tokens=2**62)
+        (result,) = await self._batcher.submit([(prompt, seed, max_tokens, decoding)], [Size(1)])
+        if isinstance(result, BaseException):
+            raise result
+        return result[0]
+
+    def _work(self, jobs: list[_Job]) -> list[Sample]:
+        found: dict[int, Sample] = {}
+        for decoding in dict.fromkeys(job[3] for job in jobs):
+            alike = {number: job for number, job in enumerate(jobs) if job[3] == decoding}
+            prompts, seeds, limits, _ = zip(*alike.values(), strict=True)
+            samples = asyncio.run(self._sampler.sample(prompts, seeds, limits, decoding))
+            found |= {number: sample for number, (sample,) in zip(alike, samples, strict=True)}
+        return [found[number] for number in range(len(jobs))]
