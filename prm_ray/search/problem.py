@@ -56,6 +56,11 @@ class ProblemSearch:
         """Tokens drawn so far."""
         return sum(candidate.num_sampled for candidate in self.candidates)
 
+    def parent(self, candidate: Candidate) -> Candidate:
+        """The candidate that this one continues."""
+        assert candidate.parent is not None, "the root has no parent"
+        return self.root if candidate.parent == ROOT else self.candidates[candidate.parent]
+
     async def grow(self, start: Candidate, count: int, whole: bool = False) -> list[Candidate]:
         """`count` continuations of an open candidate, each scored as soon as it is there.
 
