@@ -5,16 +5,15 @@ prm-ray demo [--fresh [STAGE]] [section.key=value ...]
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prm_ray.client import Client, ResponseReward
 from prm_ray.config import RunConfig
 from prm_ray.runlog import log
 from prm_ray.tables import FOLDERS, StageFolder
@@ -33,10 +32,12 @@ def run(config: RunConfig) -> None:
         candidates = pick_problem(config)
         base_url = server.start(_on_port(config, server.free_port()))
         try:
-            reply = _post(f"{base_url}/rerank", request_body(candidates))
+            log.info("asking %s for the rewards of %d candidates", base_url, len(candidates))
+            with Client(base_url) as client:
+                rewards = client.rewards(candidates[0]["problem"], [row["text"] for row in candidates])
         finally:
             server.stop()
-        _say(picked_text(candidates, reply))
+        _say(picked_text(candidates, rewards, config.aggregation))
         _say(_files_text(config.run.dir))
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     _say(f"took {minutes} min {seconds} s, peak memory {memory.peak_bytes / 2**30:.1f} GiB over all processes")
@@ -54,26 +55,20 @@ def pick_problem(config: RunConfig) -> list[dict[str, Any]]:
     return sorted(chosen, key=lambda row: row["sample_index"])
 
 
-def request_body(candidates: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"query": candidates[0]["problem"], "documents": [row["text"] for row in candidates]}
-
-
-def picked_text(candidates: list[dict[str, Any]], reply: dict[str, Any]) -> str:
-    """What the server picked, step by step, and how it ranked the rest."""
-    aggregation = reply["aggregation"]
+def picked_text(candidates: list[dict[str, Any]], rewards: list[ResponseReward], aggregation: str) -> str:
+    """What the server picked, step by step, and how it ranked the rest; what has no reward comes last."""
+    ranked = sorted(rewards, key=lambda each: (each.reward is None, -(each.reward or 0.0)))
     lines = [
         f"problem     {candidates[0]['problem']}   (held out; right answer: {candidates[0]['gold_answer']})",
         f"candidates  {len(candidates)}, ranked over HTTP by the {aggregation} of their step rewards:",
         f"  {'reward':>8}  {'answer':<10}",
     ]
-    for item in reply["results"]:
-        row = candidates[item["index"]]
-        reward = "error" if item["relevance_score"] is None else f"{item['relevance_score']:+.3f}"
+    for each in ranked:
+        row = candidates[each.index]
+        reward = "error" if each.reward is None else f"{each.reward:+.3f}"
         lines.append(f"  {reward:>8}  {row['answer'] or '-':<10}  {_verdict(row['correct'])}")
-    best = reply["results"][0]
-    lines.append(f"the pick, answer {candidates[best['index']]['answer']}, step by step:")
-    steps = zip(best["steps"] or [], best["step_rewards"] or [], strict=True)
-    lines += [f"  {reward:>+8.3f}  {' '.join(step.split())}" for step, reward in steps]
+    lines.append(f"the pick, answer {candidates[ranked[0].index]['answer']}, step by step:")
+    lines += [f"  {step.reward:>+8.3f}  {' '.join(step.text.split())}" for step in ranked[0].steps]
     return "\n".join(lines)
 
 
@@ -90,13 +85,6 @@ def _files_text(run_dir: Path) -> str:
 def _on_port(config: RunConfig, port: int) -> RunConfig:
     serve = config.serve.model_copy(update={"host": "127.0.0.1", "port": port, "num_replicas": 1})
     return config.model_copy(update={"serve": serve})
-
-
-def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    log.info("POST %s: %d candidates", url, len(body["documents"]))
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as reply:
-        return json.load(reply)
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prm_ray import demo
 from prm_ray.config import RunConfig
 from prm_ray.core.compute import run_flops
 from prm_ray.core.packing import PromptGroup
@@ -150,3 +151,14 @@ def test_the_example_prints_a_reward_a_step(finished: RunConfig) -> None:
     assert [line.split()[1] for line in output] == ["3", "4", "sum"]
     rewards = [float(line.split()[0]) for line in output]
     assert rewards[0] + rewards[1] == pytest.approx(rewards[2], abs=2e-4)
+
+
+def test_the_demo_ends_with_a_held_out_problem_ranked_by_the_real_server(
+    finished: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.run(finished)
+    shown = capsys.readouterr().out
+    assert "candidates  4, ranked over HTTP by the sum of their step rewards" in shown
+    assert "the pick, answer" in shown and "peak memory" in shown
+    rewards = [float(line.split()[0]) for line in shown.splitlines() if line.rstrip().endswith(("right", "wrong"))]
+    assert len(rewards) == 4 and rewards == sorted(rewards, reverse=True)

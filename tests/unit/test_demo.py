@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from prm_ray.client import ResponseReward, StepReward
 from prm_ray.config import RunConfig, load_config
-from prm_ray.demo import _PeakMemory, pick_problem, picked_text, request_body
+from prm_ray.demo import _PeakMemory, pick_problem, picked_text
 from prm_ray.tables import StageFolder
 
 
@@ -27,12 +28,12 @@ def run_with_scores(tmp_path: Path, rows: list[tuple[str, int, str | None, bool 
 def test_the_first_problem_with_right_and_wrong_candidates_is_shown(tmp_path: Path):
     rows = [("a", 0, "x", True), ("b", 1, "y", True), ("b", 0, "z", False), ("c", 0, "u", True), ("c", 1, "v", False)]
     candidates = pick_problem(run_with_scores(tmp_path, rows))
-    assert request_body(candidates) == {"query": "problem b", "documents": ["z", "y"]}
+    assert [(row["problem"], row["text"]) for row in candidates] == [("problem b", "z"), ("problem b", "y")]
 
 
 def test_a_run_without_a_mixed_problem_shows_its_first(tmp_path: Path):
     rows = [("a", 0, "x", True), ("a", 1, None, None), ("b", 0, "z", False)]
-    assert request_body(pick_problem(run_with_scores(tmp_path, rows)))["documents"] == ["x"]
+    assert [row["text"] for row in pick_problem(run_with_scores(tmp_path, rows))] == ["x"]
 
 
 def test_the_pick_is_shown_with_a_reward_before_every_step():
@@ -41,9 +42,13 @@ def test_the_pick_is_shown_with_a_reward_before_every_step():
         {"problem": "1 + 1", "gold_answer": "2", "answer": "2", "correct": True},
         {"problem": "1 + 1", "gold_answer": "2", "answer": None, "correct": None},
     ]
-    best = {"index": 1, "relevance_score": 0.5, "steps": ["1 + 1 = 2\n", "Answer: 2"], "step_rewards": [0.75, -0.25]}
-    others = [{"index": 0, "relevance_score": -1.0}, {"index": 2, "relevance_score": None}]
-    text = picked_text(candidates, {"aggregation": "sum", "results": [best, *others]})
+    steps = [StepReward("1 + 1 = 2\n", 0, 10, 5, 0.75, 0.75), StepReward("Answer: 2", 10, 19, 4, -0.25, 0.5)]
+    rewards = [
+        ResponseReward(0, -1.0, {"sum": -1.0}, [], 9, None),
+        ResponseReward(1, 0.5, {"sum": 0.5}, steps, 9, None),
+        ResponseReward(2, None, {}, [], 0, "too_long: 600"),
+    ]
+    text = picked_text(candidates, rewards, "sum")
     assert "    +0.500  2           right\n    -1.000  3           wrong\n" in text
     assert "     error  -           could not be judged\n" in text
     assert text.endswith("the pick, answer 2, step by step:\n    +0.750  1 + 1 = 2\n    -0.250  Answer: 2")

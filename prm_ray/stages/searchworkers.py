@@ -1,0 +1,152 @@
+"""The engines of a search as Ray actors, and how a pool sees them: start, ask, stop, and notice that they died."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from prm_ray.config import RunConfig
+from prm_ray.models import load_tokenizer
+from prm_ray.scoring.asks import Ask, Options, Refusal
+from prm_ray.scoring.replica import Limits, Replica
+from prm_ray.scoring.served import ServedModel, load_scorer
+from prm_ray.search.candidate import Draw, Proposal, Reward
+from prm_ray.search.driver import ContinueJob, ScoreJob
+from prm_ray.search.pool import WorkerDiedError
+from prm_ray.stages.continuing import Continuer
+from prm_ray.stages.pipeline import known_cause
+from prm_ray.stages.sampling import SamplerOptions
+
+_GPU_MARGIN = 0.9
+"""Of an engine's share of a GPU: the rest is for what vLLM does not count."""
+_STOP_SECONDS = 20.0
+_NO_LIMIT = 2**62
+
+
+class GeneratorActor:
+    """One engine."""
+
+    def __init__(self, config: RunConfig, options: SamplerOptions, step_rule: str):
+        tokenizer = load_tokenizer(options.model, config.prompt.chat_template, options.trust_remote_code)
+        self._continuer = Continuer(options, tokenizer, step_rule)
+
+    async def ready(self) -> None:
+        pass
+
+    async def run(self, prompt: tuple[int, ...], tokens: tuple[int, ...], text: str, draw: Draw) -> Proposal:
+        return await self._continuer(prompt, tokens, text, draw)
+
+    async def close(self) -> None:
+        self._continuer.close()
+
+
+class ScorerActor:
+    """One reward model; what is asked together becomes batches of its token budget."""
+
+    def __init__(self, model: ServedModel, aggregation: str, num_threads: int | None):
+        self._replica = Replica(
+            load_scorer(model), Limits(_NO_LIMIT, _NO_LIMIT, model.token_budget), num_threads=num_threads
+        )
+        self._aggregation = aggregation
+
+    async def ready(self) -> None:
+        pass
+
+    async def run(self, problem: str | list[int], response: str | list[int]) -> Reward:
+        scored = await self._replica.score([Ask(problem, [response])], Options())
+        if isinstance(scored, Refusal):
+            return Reward(error=f"{scored.kind}: {scored.message}")
+        ((item,),) = scored.items
+        if item.failure is not None:
+            return Reward(error=f"{item.failure.kind}: {item.failure.message}")
+        return Reward(tuple(item.step_rewards), item.rewards[self._aggregation])
+
+    async def close(self) -> None:
+        await self._replica.close()
+
+
+class _ActorWorker:
+    """An actor that can be started anew."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+        self._actor: Any = None
+
+    async def start(self) -> None:
+        self._actor = self._make()
+        try:
+            await self._actor.ready.remote()
+        except RayActorError as error:
+            raise known_cause(error) or WorkerDiedError(f"it does not start: {error}") from None
+
+    async def ask(self, *arguments: Any) -> Any:
+        try:
+            return await self._actor.run.remote(*arguments)
+        except RayActorError as error:
+            raise WorkerDiedError(str(error)) from None
+
+    async def stop(self) -> None:
+        if self._actor is None:
+            return
+        with suppress(RayActorError, TimeoutError):  # it may be dead, or hang: it is killed in any case
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._actor.close.remote()
+        ray.kill(self._actor)
+
+
+class GeneratorWorker(_ActorWorker):
+    async def run(self, job: ContinueJob) -> Proposal:
+        return await self.ask(job.unit.prompt, job.start.tokens, job.start.text, job.draw)
+
+
+class ScorerWorker(_ActorWorker):
+    """`by_text`: the reward model has another vocabulary than the generator, or a format of its own, so it reads texts;
+    the others get the tokens as they were sampled."""
+
+    def __init__(self, make: Callable[[], Any], by_text: bool):
+        super().__init__(make)
+        self._by_text = by_text
+
+    async def run(self, job: ScoreJob) -> Reward:
+        if self._by_text:
+            return await self.ask(job.unit.problem, job.candidate.text)
+        return await self.ask(list(job.unit.prompt), list(job.candidate.tokens))
+
+
+def generator_maker(config: RunConfig, options: SamplerOptions, step_rule: str) -> Callable[[], GeneratorWorker]:
+    section = config.search
+    share = section.gpus_per_generator
+    if 0 < share < 1:
+        memory = {"gpu_memory_utilization": round(share * _GPU_MARGIN, 3)}
+        options = replace(options, engine_options=memory | options.engine_options)
+    options = replace(options, num_gpus=math.ceil(share))
+    actor = _remote(GeneratorActor, share, section.responses_per_generator)
+    return lambda: GeneratorWorker(lambda: actor.remote(config, options, step_rule))
+
+
+def scorer_maker(
+    config: RunConfig, model: ServedModel, aggregation: str, by_text: bool, num_threads: int
+) -> Callable[[], ScorerWorker]:
+    section = config.search
+    threads = None if section.gpus_per_scorer else num_threads
+    actor = _remote(ScorerActor, section.gpus_per_scorer, section.token_budget)
+    return lambda: ScorerWorker(lambda: actor.remote(model, aggregation, threads), by_text)
+
+
+def _remote(actor_class: type, num_gpus: float, most_calls: int) -> Any:
+    """Engines that share cores must not wait by spinning: threads of one would keep those of the other from them."""
+    environment = {} if num_gpus else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    return ray.remote(actor_class).options(
+        num_cpus=1,
+        num_gpus=num_gpus,
+        max_concurrency=most_calls + 8,
+        scheduling_strategy="SPREAD",
+        runtime_env=environment,
+    )
