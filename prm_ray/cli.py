@@ -32,6 +32,7 @@ STAGE_HELP = {
 MEASUREMENT_HELP = {
     "processbench": "does the trained model find the first wrong step of ProcessBench's solutions?",
     "policy": "does the trained model still answer as well as the one it was trained from?",
+    "search": "best-of-N, beam and tree search: generate and score at the same time",
 }
 _WITH_FOLDER = {**STAGE_HELP, **MEASUREMENT_HELP}
 _VERBS = {

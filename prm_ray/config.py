@@ -32,6 +32,7 @@ from prm_ray.settings import (
     RerankSection,
     RunSection,
     ScoreSection,
+    SearchSection,
     Section,
     SelectSection,
     ServeSection,
@@ -43,7 +44,7 @@ from prm_ray.settings import (
 STAGES = ("warmup", "generate", "label", "import", "reference", "step_label", "train", "score", "rerank", "evaluate")
 """The stages in data order. `generate` and `label` stand against `import`: a run has either the two or the one."""
 
-MEASUREMENTS = {"processbench": "train", "policy": "train"}
+MEASUREMENTS = {"processbench": "train", "policy": "train", "search": "train"}
 """Verbs beside the chain, each with the stage it builds on. `run` leaves them out, and nothing builds on them."""
 
 _IDENTITY = {
@@ -59,6 +60,7 @@ _IDENTITY = {
     "evaluate": ("evaluate",),
     "processbench": ("processbench", "score"),
     "policy": ("policy", "prompt", "generate", "label"),
+    "search": ("search", "prompt", "generate", "label", "reference", "score"),
 }
 _RESOURCES = {
     "token_budget",
@@ -71,6 +73,14 @@ _RESOURCES = {
     "gpus_per_engine",
     "engine_options",
     "timeout_seconds",
+    "num_generators",
+    "gpus_per_generator",
+    "num_scorers",
+    "gpus_per_scorer",
+    "balance_seconds",
+    "responses_per_generator",
+    "cache_tokens",
+    "problems_per_part",
 }
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
@@ -96,6 +106,7 @@ class RunConfig(Section):
     evaluate: EvaluateSection = EvaluateSection()
     processbench: ProcessBenchSection = ProcessBenchSection()
     policy: PolicySection = PolicySection()
+    search: SearchSection = SearchSection()
     serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")

@@ -509,6 +509,75 @@ class PolicySection(Section):
         return self
 
 
+StrategyName = Literal["best_of_n", "beam", "dvts", "lookahead", "particles", "mcts", "adaptive"]
+"""See `search/`, a file each."""
+Pick = Literal["best", "weighted_vote", "majority"]
+"""The highest reward, the answer with the most votes by the softmax of rewards, or the most frequent answer."""
+
+
+class SearchSection(Section):
+    """Generation and scoring at the same time, see docs/searching.md."""
+
+    strategies: list[StrategyName] = Field(["best_of_n"], min_length=1)
+    """Each is run with each of `sizes` (but best_of_n: with the largest, which holds the others)."""
+    sizes: list[int] = Field([16], min_length=1)
+    """N: responses of best_of_n; beams after they were continued (beam, dvts, lookahead); particles; expansions of
+    mcts; most responses of adaptive."""
+    expand: int = Field(4, ge=1)
+    """M: continuations of a beam, or of a node of mcts; beam, dvts and lookahead keep size / expand beams."""
+    lookahead: int = Field(1, ge=1)
+    """Steps that lookahead looks beyond each beam."""
+    resample_temperature: float = Field(1.0, gt=0)
+    """`particles`: rewards are divided by it before they become weights."""
+    exploration: float = Field(1.0, ge=0)
+    """`mcts`: how much an unvisited step is favoured over a good one."""
+    pick: Pick = "best"
+    """Which response is the answer; the report shows all three."""
+    aggregation: Aggregation | None = None
+    """How step rewards become the value that is searched by; none = as in the run's report."""
+    num_problems: int | None = Field(None, ge=1)
+    """The first so many held-out problems; none = all."""
+    num_generators: int = Field(1, ge=1)
+    gpus_per_generator: float = Field(0, ge=0)
+    """0 = CPU; 0.5 = half a GPU, the other half for a scorer; more than 1 = tensor parallel."""
+    num_scorers: int = Field(1, ge=1)
+    gpus_per_scorer: float = Field(0, ge=0)
+    balance_seconds: float = Field(0, ge=0)
+    """Every so many seconds a worker of the pool that has less to do becomes one of the other; 0 = never."""
+    responses_per_generator: int = Field(64, ge=1)
+    """Responses that a generator works on at once."""
+    token_budget: int = Field(8192, ge=1)
+    """Tokens of one forward pass of a scorer."""
+    cache_tokens: int = Field(65536, ge=0)
+    """Tokens of which a scorer keeps what it computed: a response that grew costs only its new steps."""
+    problems_per_part: int = Field(64, ge=1)
+    """Searched problems in a file of the table; one is also written ten seconds after the last."""
+    num_bootstrap: int = Field(2000, ge=100)
+    """Resamples of problems behind each 95 % interval."""
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> SearchSection:
+        if min(self.sizes) < 1:
+            raise ValueError(f"sizes must be at least 1 (got {min(self.sizes)})")
+        if len(set(self.strategies)) < len(self.strategies) or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("strategies and sizes must differ among each other")
+        beams = [name for name in self.strategies if name in ("beam", "dvts", "lookahead")]
+        odd = [size for size in self.sizes if size % self.expand]
+        if beams and odd:
+            raise ValueError(f"sizes must be multiples of expand, {self.expand}, for {beams[0]} (got {odd[0]})")
+        return self
+
+    @property
+    def arms(self) -> list[tuple[StrategyName, int]]:
+        """Strategy and size of all searches of a problem."""
+        return [
+            (name, size)
+            for name in self.strategies
+            for size in sorted(self.sizes)
+            if name != "best_of_n" or size == max(self.sizes)
+        ]
+
+
 class ServeSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)

@@ -35,6 +35,7 @@ FOLDERS = {
     "evaluate": "report",
     "processbench": "processbench",
     "policy": "policy",
+    "search": "search",
 }
 """Stage or measurement -> its folder under the run."""
 
@@ -100,6 +101,29 @@ PROCESSBENCH = pa.schema(
         ("error", pa.string()),
     ]
 )
+SEARCH = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("problem", pa.string()),
+        ("gold_answer", pa.string()),
+        ("strategy", pa.string()),
+        ("size", pa.int32()),
+        ("candidate", pa.int32()),  # its number; null in the one row of a problem that could not be asked
+        ("parent", pa.int32()),  # the candidate it continues; -1 = none
+        ("tokens", _TOKENS),  # behind those of its parent
+        ("text", pa.string()),  # whole; null of one that was not continued to its end
+        ("finish_reason", pa.string()),  # stop | length | null (could go on)
+        ("num_sampled", pa.int32()),  # tokens drawn for it, dropped ones too
+        ("step_rewards", _FLOATS),
+        ("value", pa.float64()),
+        ("competes", pa.bool_()),  # one of those that the answer was picked from
+        ("picked_by", pa.list_(pa.string())),  # ways of picking that make it the answer
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),
+        ("label_error", pa.string()),
+        ("error", pa.string()),
+    ]
+)
 SCHEMAS = {
     "generate": RESPONSES,
     "label": LABELS,
@@ -110,6 +134,7 @@ SCHEMAS = {
     "rerank": PICKS,
     "processbench": PROCESSBENCH,
     "policy": LABELS,
+    "search": SEARCH,
 }
 """Stage -> schema of the table it makes; every table carries the columns of the one before it."""
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from prm_ray.core.selection import best_of_n, log_vote_weights, majority_vote, weighted_vote
 from prm_ray.search.candidate import Candidate
+from prm_ray.settings import Pick
 
-Pick = Literal["best", "weighted_vote", "majority"]
-"""The highest value, the answer with the most votes by the softmax of values, or the most frequent answer."""
 PICKS: tuple[Pick, ...] = get_args(Pick)
 
 

@@ -34,8 +34,9 @@ class Continuer:
 
     def __init__(self, options: SamplerOptions, tokenizer: PreTrainedTokenizerFast, step_rule: str):
         self._options, self._tokenizer, self._rule = options, tokenizer, step_rule
-        sampler = make_sampler(options)
-        self._draw_one = _Merged(sampler).draw if isinstance(sampler, TransformersSampler) else _Single(sampler).draw
+        self._sampler = make_sampler(options)
+        is_one_at_a_time = isinstance(self._sampler, TransformersSampler)
+        self._draw_one = _Merged(self._sampler).draw if is_one_at_a_time else _Single(self._sampler).draw
 
     async def __call__(
         self, prompt: Sequence[int], tokens: Sequence[int], text: str, draw: Draw, max_tokens: int | None = None
@@ -65,6 +66,10 @@ class Continuer:
                 return Proposal(tuple(piece), text + shown, "stop", num_sampled)
             if len(piece) >= room:
                 return Proposal(tuple(piece), text + shown, "length", num_sampled)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._sampler.close()
 
     async def _sample(self, prompt: Sequence[int], room: int, draw: Draw) -> Sample:
         stops = () if draw.whole else _STOP_TEXTS.get(self._rule, ())
@@ -108,7 +113,7 @@ _Job = tuple[Sequence[int], int, int, Decoding]
 class _Merged:
     """Draws that come while a batch is computed are the next batch: transformers computes one at a time."""
 
-    def __init__(self, sampler: TransformersSampler):
+    def __init__(self, sampler: Sampler):
         self._sampler = sampler
         self._batcher: Batcher[_Job, Sample] | None = None
 

@@ -7,7 +7,7 @@ that cannot be asked is one row with its reason in `error`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
@@ -17,6 +17,9 @@ from prm_ray.stages.sampler import make_sampler
 from prm_ray.stages.sampling import Sample, SamplerOptions, sampler_options
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder, count_failures
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _SHARDS_AT_ONCE = 2
 """While the last responses of one shard end, the next one fills the engine."""
@@ -58,6 +61,30 @@ def load_tasks(config: RunConfig) -> list[tuple[str, Problem]]:
     return [("train", problem) for problem in train] + [("test", problem) for problem in test]
 
 
+def prompt_row(
+    config: RunConfig, tokenizer: PreTrainedTokenizerFast, options: SamplerOptions, split: str, problem: Problem
+) -> dict[str, Any]:
+    """The columns all samples of a problem share, encoded; `error` says why it cannot be asked."""
+    row: dict[str, Any] = {
+        "prompt_id": problem.prompt_id,
+        "split": split,
+        "problem": problem.problem,
+        "gold_answer": problem.answer,
+        "sample_index": 0,
+        "response_tokens": None,
+        "generator": config.model.name,
+        "error": problem.error,
+    }
+    if problem.problem is None:
+        return row
+    row["messages"] = build_messages(config.prompt, problem.problem)
+    row["prompt_tokens"] = encode_prompt(tokenizer, row["messages"])
+    length, limit = len(row["prompt_tokens"]), min(config.prompt.max_tokens, options.max_model_len - 1)
+    if length > limit and row["error"] is None:
+        row["error"] = f"prompt_too_long: {length} tokens, at most {limit}"
+    return row
+
+
 class GenerateWorker:
     """One engine; several shards are in it at a time."""
 
@@ -80,33 +107,15 @@ class GenerateWorker:
 
     async def responses(self, shard: int) -> list[dict[str, Any]]:
         """A row a (problem, sample) of this shard; a problem that cannot be asked is one row with its reason."""
-        rows = [self._row_without_response(split, problem) for split, problem in self._shards[shard]]
+        rows = [
+            prompt_row(self._config, self._tokenizer, self._options, split, problem)
+            for split, problem in self._shards[shard]
+        ]
         asked = [row for row in rows if row["error"] is None]
         prompts = [row["prompt_tokens"] for row in asked]
         responses = await self._sampler.sample(prompts, [self._seed(row["prompt_id"]) for row in asked])
         by_id = {row["prompt_id"]: samples for row, samples in zip(asked, responses, strict=True)}
         return [one for row in rows for one in self._with_responses(row, by_id.get(row["prompt_id"]))]
-
-    def _row_without_response(self, split: str, problem: Problem) -> dict[str, Any]:
-        """The columns all samples share, encoded; `error` says why the problem cannot be asked."""
-        row: dict[str, Any] = {
-            "prompt_id": problem.prompt_id,
-            "split": split,
-            "problem": problem.problem,
-            "gold_answer": problem.answer,
-            "sample_index": 0,
-            "response_tokens": None,
-            "generator": self._config.model.name,
-            "error": problem.error,
-        }
-        if problem.problem is None:
-            return row
-        row["messages"] = build_messages(self._config.prompt, problem.problem)
-        row["prompt_tokens"] = encode_prompt(self._tokenizer, row["messages"])
-        length, limit = len(row["prompt_tokens"]), min(self._config.prompt.max_tokens, self._options.max_model_len - 1)
-        if length > limit and row["error"] is None:
-            row["error"] = f"prompt_too_long: {length} tokens, at most {limit}"
-        return row
 
     def _with_responses(self, row: dict[str, Any], samples: list[Sample] | None) -> list[dict[str, Any]]:
         if samples is None:

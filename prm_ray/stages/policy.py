@@ -20,6 +20,7 @@ from prm_ray.errors import UserError
 from prm_ray.models import base_model_path
 from prm_ray.problems import Problem
 from prm_ray.stages.generate import GenerateWorker
+from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.label import judged
 from prm_ray.stages.report import bracket, percent, points_with_interval
 from prm_ray.stages.result import StageResult, count_parts
@@ -32,13 +33,13 @@ PRM, GENERATOR = "prm", "generator"
 
 def check(config: RunConfig) -> None:
     """Raises `UserError` if there is nothing to judge by, the judge does not load, or no sampler runs this model."""
-    held_out_problems(config)
+    held_out_problems(config, config.policy.num_problems)
     Judge(config.label).close()
     pick_backend(sampling_config(config))
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    problems = [("test", problem) for problem in held_out_problems(config)]
+    problems = [("test", problem) for problem in held_out_problems(config, config.policy.num_problems)]
     sampling = sampling_config(config)
     size = config.generate.problems_per_shard
     shards: list[list[tuple[str, Problem]]] = []
@@ -60,21 +61,6 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     write_json(folder.path / "report.json", report)
     print(f"{text(report)}\nreport: {folder.path / 'report.json'}", flush=True)
     return StageResult(len(problems), counted.rows_out, counted.failed, counted.tokens, {"backend": options.backend})
-
-
-def held_out_problems(config: RunConfig) -> list[Problem]:
-    """The test problems of reference/, in their order. Raises `UserError` if there are none that can be judged."""
-    source = StageFolder(config.run.dir, "reference")
-    found: dict[str, Problem] = {}
-    for row in source.rows(["split", "problem", "gold_answer"]):
-        if row["split"] == "test" and row["problem"] is not None and row["problem"] not in found:
-            found[row["problem"]] = Problem(row["problem"], row["gold_answer"], row=len(found))
-    problems = list(found.values())[: config.policy.num_problems]
-    if not any(problem.answer is not None for problem in problems):
-        raise UserError(
-            f"{str(source.path)!r} has no held-out problem with a gold answer; policy cannot judge anything"
-        )
-    return problems
 
 
 def sampling_config(config: RunConfig) -> RunConfig:

@@ -52,6 +52,8 @@ class Sampler(Protocol):
         decoding: Decoding | None = None,
     ) -> list[list[Sample]]: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class SamplerOptions:

@@ -50,6 +50,9 @@ class TransformersSampler:
             samples += self._batch(prompts[batch], limits[batch], seeds[batch.start], decoding)
         return samples
 
+    def close(self) -> None:
+        """Nothing to stop: the model lives in this process."""
+
     def _batches(self, lengths: Sequence[int], limits: Sequence[int], num_samples: int) -> Iterator[slice]:
         """Neighbours, as long as the longest prompt and the longest response of a batch fit into the model together:
         prompts are padded on the left, and all of a batch write until the last has ended."""

@@ -8,7 +8,8 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.stages.policy import held_out_problems, make_report, sampling_config, text
+from prm_ray.stages.heldout import held_out_problems
+from prm_ray.stages.policy import make_report, sampling_config, text
 from prm_ray.tables import StageFolder
 
 
@@ -36,15 +37,15 @@ def test_each_held_out_problem_is_asked_once_and_no_training_problem(tmp_path: P
         row("4?", "4", "train"),
         row("5?", "5"),
     )
-    problems = held_out_problems(config_for(tmp_path))
+    problems = held_out_problems(config_for(tmp_path), None)
     assert [(problem.problem, problem.answer) for problem in problems] == [("1?", "1"), ("2?", None), ("5?", "5")]
-    assert len(held_out_problems(config_for(tmp_path, num_problems=2))) == 2
+    assert len(held_out_problems(config_for(tmp_path), 2)) == 2
 
 
 def test_responses_without_gold_answers_cannot_be_compared(tmp_path: Path) -> None:
     write_reference(tmp_path, row("1?", None))
     with pytest.raises(UserError, match="no held-out problem with a gold answer"):
-        held_out_problems(config_for(tmp_path))
+        held_out_problems(config_for(tmp_path), None)
 
 
 def test_greedy_samples_are_all_equal_so_one_is_asked_for() -> None:
