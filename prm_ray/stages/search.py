@@ -44,7 +44,7 @@ def check(config: RunConfig) -> None:
     """Raises `UserError` for what cannot be searched, before Ray starts."""
     held_out_problems(config, config.search.num_problems)
     own_model(config)
-    _options(config, base_model_path(config))
+    search_options(config, base_model_path(config))
     Judge(config.label).close()
 
 
@@ -53,9 +53,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     check_room("a generator of search", 1, section.gpus_per_generator)
     check_room("a scorer of search", 1, section.gpus_per_scorer)
     model = base_model_path(config)
-    options = _options(config, model)
+    options = search_options(config, model)
     table = SearchTable(folder, section.problems_per_part)
-    units = list(_units(config, options, table))
+    units = list(open_units(config, options, table))
     total = len(units) + len(table.done)
     log.info("search: %d searches of %d are already there", len(table.done), total) if table.done else None
     with Judge(config.label) as judge, Progress("search", total, "problem", done=len(table.done)) as progress:
@@ -80,9 +80,9 @@ async def _search(
 ) -> dict[str, Any]:
     """Search all units; returns how busy the pools were."""
     section = config.search
-    generators, scorers = _pools(config, options)
+    generators, scorers = make_pools(config, options)
     find_answer = partial(exact_answer, gold=None, pattern=config.label.answer_pattern)
-    driver = Driver(generators, scorers, _max_waiting(section), find_answer)
+    driver = Driver(generators, scorers, max_waiting(section), find_answer)
     balancing = asyncio.create_task(balance(generators, scorers, section.balance_seconds))
     try:
         await asyncio.gather(generators.start(), scorers.start())
@@ -91,11 +91,11 @@ async def _search(
     finally:
         balancing.cancel()
         await asyncio.gather(generators.close(), scorers.close())
-    return {pool.name: _usage(pool) for pool in (generators, scorers)}
+    return {pool.name: usage_of(pool) for pool in (generators, scorers)}
 
 
-def _pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scorers]:
-    section, model = config.search, _served(config)
+def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scorers]:
+    section, model = config.search, served_model(config)
     aggregation = section.aggregation or model.facts.aggregation
     threads = max(1, len(os.sched_getaffinity(0)) // section.num_scorers)
     generators: Generators = Pool(
@@ -114,7 +114,7 @@ def _pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scor
     return generators, scorers
 
 
-def _served(config: RunConfig) -> ServedModel:
+def served_model(config: RunConfig) -> ServedModel:
     """The run's own model, as search holds it."""
     section = config.search
     return replace(own_model(config), token_budget=section.token_budget, cache_tokens=section.cache_tokens)
@@ -131,7 +131,7 @@ def _reads_texts(config: RunConfig, model: ServedModel, options: SamplerOptions)
     return False
 
 
-def _options(config: RunConfig, model: str) -> SamplerOptions:
+def search_options(config: RunConfig, model: str) -> SamplerOptions:
     """As `generate` samples, but one response a request: who needs several asks several times, and gets each as it
     ends."""
     section = config.generate.model_copy(
@@ -146,11 +146,11 @@ def _gpus(section: SearchSection) -> int:
     return -int(-section.gpus_per_generator // 1)
 
 
-def _max_waiting(section: SearchSection) -> int:
+def max_waiting(section: SearchSection) -> int:
     return section.num_generators * section.responses_per_generator
 
 
-def _units(config: RunConfig, options: SamplerOptions, table: SearchTable) -> Iterable[Unit]:
+def open_units(config: RunConfig, options: SamplerOptions, table: SearchTable) -> Iterable[Unit]:
     """What is still to be searched; a problem that cannot be asked goes into the table with its reason."""
     section = config.search
     tokenizer = load_tokenizer(options.model, config.prompt.chat_template, config.model.trust_remote_code)
@@ -168,6 +168,6 @@ def _units(config: RunConfig, options: SamplerOptions, table: SearchTable) -> It
             yield Unit(row["prompt_id"], tuple(row["prompt_tokens"]), row["problem"], strategy, plan, seed)
 
 
-def _usage(pool: Pool[Any, Any]) -> dict[str, Any]:
+def usage_of(pool: Pool[Any, Any]) -> dict[str, Any]:
     over_time = [(at.seconds, round(at.busy, 4), round(at.queued, 2)) for at in pool.usage.over_time()]
     return {"busy": pool.usage.busy, "deaths": pool.num_deaths, "workers": pool.num_workers, "over_time": over_time}
