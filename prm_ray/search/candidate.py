@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ROOT = -1
@@ -44,6 +45,14 @@ class Candidate:
         """Its value. Only for candidates that strategies see, which are all scored."""
         assert self.value is not None, f"candidate {self.number} has no reward"
         return self.value
+
+
+def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The first of all that have the same tokens. One that ended there and one that goes on are not the same."""
+    first: dict[tuple[tuple[int, ...], bool], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.tokens, candidate.has_ended), candidate)
+    return list(first.values())
 
 
 @dataclass(frozen=True)

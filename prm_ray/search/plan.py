@@ -18,7 +18,9 @@ class Plan:
     temperature: float = 1.0
     """`particles`: values are divided by it before they become weights, so a low one resamples sharply."""
     exploration: float = 1.0
-    """`mcts`: how much an unvisited continuation is favoured over a good one."""
+    """`mcts`: how much an unvisited continuation is favoured over a good one. Values are between 0 and 1 there."""
+    descents: int = 4
+    """`mcts`: nodes that are expanded at the same time."""
 
     @property
     def width(self) -> int:

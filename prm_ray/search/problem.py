@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -44,6 +45,8 @@ class ProblemSearch:
         self.candidates: list[Candidate] = []
         """All that were ever proposed, in that order, those with an error too."""
         self.rng = random.Random(seed)
+        """For what a strategy decides by chance, at points that do not depend on who was faster."""
+        self._seeds, self._num_drawn = {ROOT: seed}, Counter[int]()
         self._propose, self._score, self._find_answer = propose, score, find_answer
 
     @property
@@ -72,9 +75,16 @@ class ProblemSearch:
     async def grow_one(self, start: Candidate, whole: bool = False, greedy: bool = False) -> Candidate | None:
         """One continuation, scored; None if that failed."""
         assert start.is_open, f"candidate {start.number} has ended and cannot be continued"
-        proposal = await self._propose(start, Draw(whole, greedy, self.rng.getrandbits(31)))
-        candidate = self._add(start, proposal)
+        draw = Draw(whole, greedy, self._next_seed(start))
+        candidate = self._add(start, await self._propose(start, draw))
+        self._seeds[candidate.number] = draw.seed
         return None if candidate.error else await self._reward(candidate)
+
+    def _next_seed(self, start: Candidate) -> int:
+        """It depends on which continuation of which candidate this is, not on what others do meanwhile and how fast.
+        So subtrees that never wait for each other still give the same texts every time."""
+        self._num_drawn[start.number] += 1
+        return random.Random(f"{self._seeds[start.number]}/{self._num_drawn[start.number]}").getrandbits(31)
 
     def _add(self, start: Candidate, proposal: Proposal) -> Candidate:
         error = proposal.error

@@ -1,11 +1,18 @@
-"""The strategies by name."""
+"""The strategies by name, and what each asks of its plan."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 
+from prm_ray.errors import UserError
+from prm_ray.search.beam import beam
 from prm_ray.search.best_of_n import best_of_n
 from prm_ray.search.candidate import Candidate
+from prm_ray.search.dvts import dvts
+from prm_ray.search.lookahead import lookahead
+from prm_ray.search.mcts import mcts
+from prm_ray.search.particles import particles
 from prm_ray.search.plan import Plan
 from prm_ray.search.problem import ProblemSearch
 
@@ -14,4 +21,33 @@ Strategy = Callable[[ProblemSearch, Plan], Awaitable[list[Candidate]]]
 
 STRATEGIES: dict[str, Strategy] = {
     "best_of_n": best_of_n,
+    "beam": beam,
+    "dvts": dvts,
+    "lookahead": lookahead,
+    "particles": particles,
+    "mcts": mcts,
 }
+
+_KEEP_BEAMS = ("beam", "dvts", "lookahead")
+
+
+def check_plan(strategy: str, plan: Plan) -> None:
+    """Raises `UserError` for a strategy that is not known, or a plan that it cannot follow."""
+    if strategy not in STRATEGIES:
+        raise UserError(f"search.strategy is {strategy!r}; it must be one of {', '.join(STRATEGIES)}")
+    for name, count in (
+        ("sizes", plan.size),
+        ("expand", plan.expand),
+        ("lookahead", plan.lookahead),
+        ("descents", plan.descents),
+    ):
+        if count < 1:
+            raise UserError(f"search.{name} has {count}; it must be a whole number of at least 1")
+    if strategy in _KEEP_BEAMS and plan.size % plan.expand:
+        raise UserError(
+            f"search.sizes has {plan.size}; for {strategy} it must be a multiple of search.expand, {plan.expand}"
+        )
+    if not (plan.temperature > 0 and math.isfinite(plan.temperature)):
+        raise UserError(f"search.temperature is {plan.temperature}; it must be a number above 0")
+    if not (plan.exploration >= 0 and math.isfinite(plan.exploration)):
+        raise UserError(f"search.exploration is {plan.exploration}; it must be a number of at least 0")
