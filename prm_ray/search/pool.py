@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from prm_ray.runlog import log
 from prm_ray.search.usage import Usage
 
 Job = TypeVar("Job")
@@ -221,6 +222,7 @@ class Pool(Generic[Job, Result]):
         if life != seat.life:
             return
         seat.is_up, seat.life = False, life + 1
+        log.warning("search: one of the %s died with %d jobs, which others take up", self.name, seat.num_jobs)
         self.num_deaths += 1
         self._homes = {key: home for key, home in self._homes.items() if home is not seat}
         if not seat.is_leaving:

@@ -64,7 +64,7 @@ class SearchTable:
     @asynccontextmanager
     async def writing(self, judge: Judge, progress: Progress) -> AsyncIterator[None]:
         """While it is open `take` may be called; what waits is written every few seconds, and at the end."""
-        self._judge, self._progress = judge, progress
+        self._judge, self._progress, self._since = judge, progress, time.monotonic()
         flushing = asyncio.create_task(self._flush_now_and_then())
         try:
             yield

@@ -7,39 +7,25 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import write_prm_json
 from prm_ray.scorer import Scorer
 from prm_ray.stages import pipeline
 from prm_ray.tables import StageFolder
-from tests.tables_by_hand import mark_done, tiny_config, write_reference_texts
-from tests.tiny import save_tiny_model
+from tests.searchruns import run_to_search
+from tests.tables_by_hand import tiny_config
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 NUM_PROBLEMS = 6
 
 
-def trained(run_dir: Path, model: str, **search: Any) -> RunConfig:
-    """A run that ends with a trained model of random weights, with held-out problems to search."""
-    settings = {"sizes": [8], "expand": 4, "responses_per_generator": 16} | search
-    config = tiny_config(run_dir, model, generate={"max_tokens": 24}, search=settings)
-    problems = [{"problem": f"{n}+{n}", "text": "1\n2", "split": "test"} for n in range(NUM_PROBLEMS)]
-    stages = config.before("search")
-    mark_done(config, stages[: stages.index("reference")])
-    folder = write_reference_texts(config, [problems[:3], problems[3:]])
-    folder.begin(config.identity("reference") | {"label.finished_at": "noon"})
-    folder.finish({"stage": "reference", "finished_at": "noon", "seconds": 1.0})
-    mark_done(config, ["train"], after="reference")
-    checkpoint = StageFolder(run_dir, "train").path
-    save_tiny_model(checkpoint, seed=5)
-    facts = {"objective": "ce", "beta": 0.5, "reference": model, "step_rule": "newline", "with_reference": True}
-    write_prm_json(checkpoint, facts)
-    return config
-
-
 @pytest.fixture(scope="module")
 def searched(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    config = trained(
-        tmp_path_factory.mktemp("search"), tiny_model, strategies=["best_of_n"], num_generators=2, num_scorers=2
+    config = run_to_search(
+        tmp_path_factory.mktemp("search"),
+        tiny_model,
+        NUM_PROBLEMS,
+        strategies=["best_of_n"],
+        num_generators=2,
+        num_scorers=2,
     )
     pipeline.run_stage(config, "search")
     return config
@@ -54,9 +40,7 @@ def whole(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[int]:
     if row["parent"] == -1:
         return row["tokens"]
     same = ("prompt_id", "strategy", "size")
-    (parent,) = [
-        one for one in rows if one["candidate"] == row["parent"] and all(one[key] == row[key] for key in same)
-    ]
+    (parent,) = [one for one in rows if one["candidate"] == row["parent"] and all(one[key] == row[key] for key in same)]
     return whole(rows, parent) + row["tokens"]
 
 

@@ -1,0 +1,100 @@
+"""SIGKILL of the driver, generators and scorers of a search at random: it ends with every candidate in the table once.
+
+Kills are spread over the search by how much of it is done, so a fast machine has as many as a slow one.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from prm_ray.config import RunConfig
+from prm_ray.tables import StageFolder
+from tests.processes import MARK, marked, wait_until
+from tests.searchruns import run_to_search
+
+NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "20"))
+NUM_PROBLEMS = 126
+SEED = 7
+ACTORS = {"generator": "ray::GeneratorActor", "scorer": "ray::ScorerActor"}
+
+
+def start(config: RunConfig, mark: str, log: Path) -> subprocess.Popen[bytes]:
+    path = config.run.dir / "config.json"
+    path.write_text(json.dumps(config.model_dump(mode="json", by_alias=True)))
+    command = [sys.executable, "-m", "prm_ray.cli", "search", str(path)]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=os.environ | {MARK: mark}, stdout=file, stderr=file)
+
+
+def num_searched(folder: StageFolder) -> int:
+    return len({row["prompt_id"] for row in folder.rows(["prompt_id"])})
+
+
+def wait_for_problem(folder: StageFolder, driver: subprocess.Popen[bytes], number: int) -> None:
+    wait_until(lambda: num_searched(folder) > number or driver.poll() is not None, 240, f"problem {number}")
+
+
+def actors(mark: str, kind: str) -> list[psutil.Process]:
+    found = []
+    for process in marked(mark):
+        try:
+            found += [process] if " ".join(process.cmdline()).startswith(ACTORS[kind]) else []
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(found, key=lambda process: process.pid)
+
+
+def kill_actor(mark: str, kind: str, rng: random.Random) -> None:
+    wait_until(lambda: actors(mark, kind), 120, f"{kind} to kill")
+    rng.choice(actors(mark, kind)).kill()
+
+
+def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny_model: str, mark: str):
+    config = run_to_search(
+        tmp_path / "run",
+        tiny_model,
+        NUM_PROBLEMS,
+        strategies=["best_of_n", "beam"],
+        num_generators=2,
+        num_scorers=2,
+        responses_per_generator=8,
+        problems_per_part=2,
+    )
+    folder, rng, log = StageFolder(config.run.dir, "search"), random.Random(SEED), tmp_path / "log"
+    driver = start(config, mark, log)
+    victims: Counter[str] = Counter()
+    for number in range(NUM_KILLS):
+        wait_for_problem(folder, driver, NUM_PROBLEMS * number // (NUM_KILLS + 1))
+        assert driver.poll() is None, log.read_text()[-3000:]
+        victims[victim := rng.choice(["driver", "generator", "generator", "scorer", "scorer"])] += 1
+        if victim != "driver":
+            kill_actor(mark, victim, rng)
+            continue
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        wait_until(lambda: not marked(mark), 180, "end of the killed search's processes")
+        driver = start(config, mark, log)
+    assert driver.wait(timeout=400) == 0, log.read_text()[-3000:]
+    assert sum(victims.values()) == NUM_KILLS and min(victims.values()) >= 1
+    check_whole(folder)
+
+
+def check_whole(folder: StageFolder) -> None:
+    """Every problem under both strategies, every candidate once, none failed, every parent there."""
+    rows = list(folder.rows())
+    keys = Counter((row["prompt_id"], row["strategy"], row["candidate"]) for row in rows)
+    assert set(keys.values()) == {1}
+    assert len({(prompt_id, strategy) for prompt_id, strategy, _ in keys}) == 2 * NUM_PROBLEMS
+    assert all(row["error"] is None and row["value"] is not None for row in rows)
+    parents = {(row["prompt_id"], row["strategy"], row["parent"]) for row in rows if row["parent"] != -1}
+    assert parents <= keys.keys()
+    of_best_of_n = Counter(row["prompt_id"] for row in rows if row["strategy"] == "best_of_n")
+    assert set(of_best_of_n.values()) == {8}
+    assert folder.is_done() and folder.manifest()["rows_out"] == len(rows)
