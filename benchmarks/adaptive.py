@@ -5,10 +5,12 @@
 
 Reads the scores of a run (`scores/`), or a Parquet file or folder of rows with prompt_id, answer, correct, value and
 num_tokens (for rejection also prefix_values and step_ends). The strategies of `prm_ray.search` themselves are run, with
-a generator that gives the recorded candidates of a problem in a random order, and a scorer that gives their recorded
-values; all problems are open, and one round is in flight. Printed, as means over the orders: accuracy and tokens of fixed N, of
-adaptive N under budgets and error levels, and of early rejection, each less that of all N candidates on the same
-problems and orders, with 95 % bootstrap intervals over problems.
+a generator that gives N of the recorded candidates of a problem in a random order, and a scorer that gives their
+recorded values; all problems are open, and one round is in flight.
+
+Printed, as means over the orders: accuracy and tokens of fixed N, of adaptive N under budgets and error levels, and of
+early rejection, and each accuracy less that of all N candidates on the same problems and orders, with 95 % bootstrap
+intervals over problems.
 
 Rejection is calibrated on the right candidates of half of the problems and measured on the other half, both ways.
 """
@@ -104,18 +106,22 @@ def replay(problem: Problem, order: Sequence[int]) -> ProblemSearch:
 class Study:
     """All problems, each in the same random orders for everything that is measured."""
 
-    def __init__(self, problems: list[Problem], num_orders: int, seed: int, how: Any):
+    def __init__(self, problems: list[Problem], most: int, num_orders: int, seed: int, how: Any):
         self.problems, self.how = problems, how
-        self.size = max(len(problem) for problem in problems)
+        self.size = min(most, max(len(problem) for problem in problems))
         rng = np.random.default_rng(seed)
-        self.orders = [[rng.permutation(len(problem)).tolist() for problem in problems] for _ in range(num_orders)]
-        self.total = sum(candidate.step_ends[-1] for problem in problems for candidate in problem)
+        self.orders = [
+            [rng.permutation(len(problem))[: self.size].tolist() for problem in problems] for _ in range(num_orders)
+        ]
+        tokens = [np.mean([candidate.step_ends[-1] for candidate in problem]) for problem in problems]
+        sizes = [min(self.size, len(problem)) for problem in problems]
+        self.total = float(np.dot(tokens, sizes))
 
     def fixed(self, size: int) -> Outcome:
         return self._mean(lambda searches, _: [best_of_n(search, Plan(min(size, n))) for search, n in searches])
 
     def adaptive(self, rule: Adaptive, share: float | None, thresholds: Sequence[float] | None = None) -> Outcome:
-        """`share` of the tokens of all candidates is the budget; `thresholds` of rejection, one a problem."""
+        """`share` of the tokens of fixed N is the budget; `thresholds` of rejection, one a problem."""
 
         def start(searches: list[tuple[ProblemSearch, int]], _: int) -> list[Any]:
             budget = TokenBudget(int(share * self.total), len(searches), self.size) if share else None
@@ -143,7 +149,7 @@ class Study:
 
     async def _run(self, order: int, start: Any) -> Outcome:
         pairs = zip(self.problems, self.orders[order], strict=True)
-        searches = [(replay(problem, numbers), len(problem)) for problem, numbers in pairs]
+        searches = [(replay(problem, numbers), len(numbers)) for problem, numbers in pairs]
         ended = await asyncio.gather(*start(searches, order))
         right = [self._is_right(*one) for one in zip(self.problems, ended, strict=True)]
         return np.array(right, dtype=np.float64), np.array([search.num_sampled for search, _ in searches], np.float64)
@@ -215,6 +221,7 @@ def main() -> None:
     parser.add_argument("--aggregation", default="min", help="of scores/")
     parser.add_argument("--split", default="test")
     parser.add_argument("--pick", default="weighted_vote", choices=PICKS)
+    parser.add_argument("--n", type=int, default=16, help="a random N of a problem's candidates in each order")
     parser.add_argument("--orders", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=Adaptive.first)
@@ -226,7 +233,7 @@ def main() -> None:
     problems = read(args.path, args.aggregation, args.split) if args.path.exists() else []
     if not problems:
         parser.error(f"{args.path}: must hold scored and labelled candidates of the split {args.split!r}")
-    study = Study(problems, args.orders, args.seed, args.pick)
+    study = Study(problems, args.n, args.orders, args.seed, args.pick)
     title = f"{len(problems)} problems x {study.size} candidates, {args.pick}, {args.orders} orders"
     columns = ["", "accuracy", "tokens", f"accuracy less that of N = {study.size}"]
     print_table(title, columns, list(rows(study, args)))

@@ -11,11 +11,11 @@ answers scatter so much that a change leads from one poor answer to another; so 
 settled.
 
 Tried on recorded candidates (240 demo problems x 8, 20 orders, 60 % of their tokens; a vote of all 8 is right on
-36.2 %): this need loses 3.0 points, the chance of a change 3.1, even shares 3.9; change or gain within the next round only, 3.6;
-divided by the responses left, 3.2 to 3.5; the leader's share, 5.6. At half of the tokens and less there is nothing in it
-(even shares 5.0, this 5.1). A need fitted to labelled candidates, with the best value of a problem beside change, gain
-and share, loses 2.3, and 3.6 at half: how high values are says which problems are done. That does not carry over to
-another model without labels, so it is not built in.
+36.2 %): this need loses 3.0 points, the chance of a change 3.1, even shares 3.9; change or gain within the next round
+only, 3.6; divided by the responses left, 3.2 to 3.5; the leader's share, 5.6. At half of the tokens and less there is
+nothing in it (even shares 5.0, this 5.1). A need fitted to labelled candidates, with the best value of a problem beside
+change, gain and share, loses 2.3, and 3.6 at half: how high values are says which problems are done. That
+does not carry over to another model without labels, so it is not built in.
 """
 
 from __future__ import annotations

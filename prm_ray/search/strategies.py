@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from prm_ray.search.adaptive import adaptive_n
 from prm_ray.search.best_of_n import best_of_n
 from prm_ray.search.candidate import Candidate
 from prm_ray.search.plan import Plan
@@ -14,4 +15,5 @@ Strategy = Callable[[ProblemSearch, Plan], Awaitable[list[Candidate]]]
 
 STRATEGIES: dict[str, Strategy] = {
     "best_of_n": best_of_n,
+    "adaptive_n": adaptive_n,
 }

@@ -67,8 +67,11 @@ def test_what_easy_problems_leave_goes_to_the_hard_ones():
     assert budget.spent <= budget.total
 
 
-def test_with_a_budget_for_all_nobody_is_cut_short():
-    assert [len(each) for each in run_all([toy("abcdefgh", seed=9)], TokenBudget(16 * TOKENS, 1, maximum=16))] == [16]
+def test_with_tokens_for_all_a_budget_cuts_nobody_short():
+    def counts(budget):
+        return [len(each) for each in run_all([toy("abcdefgh", seed=at) for at in range(5)], budget)]
+
+    assert counts(TokenBudget(5 * 16 * TOKENS, 5, maximum=16)) == counts(None)
 
 
 async def ask_once(budget, name, need, order):
