@@ -66,7 +66,7 @@ def test_five_equal_answers_of_sixteen_are_settled_and_three_against_one_are_not
 
 
 def test_votes_are_relative():
-    answers, values = ["a", "b", "a", None], np.array([-1.0, -0.2, -1.5, -3.0])
+    answers, values = ["a", "b", "a", None], np.array([-1.0, -0.25, -1.5, -3.0])
     assert outlook(answers, values, 12) == outlook(answers, values + 1000, 12)
 
 
@@ -85,11 +85,13 @@ def test_values_of_responses_without_an_answer_are_not_read():
     assert outlook(["a", "b", None], values, 13) == outlook(["a", "b", None], values + np.array([0, 0, 1000]), 13)
 
 
-def test_two_answers_close_together_gain_more_from_further_responses_than_scattered_or_settled_ones():
-    """Scattered: any of sixteen answers may lead in the end, with a small share."""
-    close = outlook(["a", "b"] * 4, [0.0] * 8, 8).gain
-    assert close > outlook(list("abcdefgh"), [0.0] * 8, 8).gain
-    assert close > outlook(["a"] * 7 + ["b"], [0.0] * 8, 8).gain
+def test_two_answers_close_together_gain_more_from_further_responses_than_a_settled_one():
+    assert outlook(["a", "b"] * 4, [0.0] * 8, 8).gain > outlook(["a"] * 7 + ["b"], [0.0] * 8, 8).gain
+
+
+def test_a_change_to_another_answer_of_many_scattered_ones_is_worth_less_than_it_is_likely():
+    scattered = outlook(list("abcdefgh"), [0.0] * 8, 8)
+    assert scattered.gain < scattered.change / 3
 
 
 @pytest.mark.parametrize("n", [4, 16, 32, 60])
