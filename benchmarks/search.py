@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import statistics
 import time
@@ -39,6 +40,7 @@ class Ways:
     def __init__(self, config: RunConfig, num_problems: int, n: int):
         from prm_ray.stages import search
         from prm_ray.stages.searchtable import SearchTable
+        from prm_ray.stages.searchunits import make_units, pending_searches
         from prm_ray.tables import StageFolder
 
         section = {"num_problems": num_problems, "sizes": [n], "strategies": ["best_of_n"]}
@@ -46,7 +48,8 @@ class Ways:
         self.n = n
         self.options = search.search_options(self.config, base_model_path(self.config))
         table = SearchTable(StageFolder(config.run.dir / "none", "search"), 1)
-        self.units = list(search.open_units(self.config, self.options, table))
+        pending = pending_searches(self.config, self.options, table)
+        self.units = list(make_units(self.config, pending, table, max_waiting=1, reject_below=-math.inf))
 
     def pipelined(self) -> Figures:
         from prm_ray.search.driver import Driver, Found

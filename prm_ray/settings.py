@@ -509,7 +509,9 @@ class PolicySection(Section):
         return self
 
 
-StrategyName = Literal["best_of_n", "beam", "dvts", "lookahead", "particles", "mcts", "adaptive"]
+StrategyName = Literal[
+    "best_of_n", "beam", "dvts", "lookahead", "particles", "mcts", "adaptive", "rejection", "adaptive_rejection"
+]
 """See `search/`, a file each."""
 Pick = Literal["best", "weighted_vote", "majority"]
 """The highest reward, the answer with the most votes by the softmax of rewards, or the most frequent answer."""
@@ -531,8 +533,24 @@ class SearchSection(Section):
     """`particles`: rewards are divided by it before they become weights."""
     exploration: float = Field(1.0, ge=0)
     """`mcts`: how much an unvisited step is favoured over a good one."""
+    descents: int = Field(4, ge=1)
+    """`mcts`: nodes of a tree that are expanded at the same time."""
+    first: int = Field(4, ge=1)
+    """`adaptive`: responses before the first look whether the answer is settled."""
+    step: int = Field(2, ge=1)
+    """`adaptive`: responses between looks."""
+    settle_error: float = Field(0.1, gt=0, lt=1)
+    """`adaptive`: share of problems that may end early with another answer than N responses would have given."""
+    tokens_per_problem: int | None = Field(None, ge=1)
+    """`adaptive`: tokens of all problems together, by problem: what settled ones leave goes to those in need; none = a
+    problem ends when it is settled, or has all N."""
+    lost_right: float = Field(0.05, gt=0, lt=1)
+    """`rejection`: share of right responses that may be dropped; the threshold for it is found on the training problems
+    that `train` held out."""
+    reject_below: float | None = None
+    """`rejection`: the threshold itself, in place of `lost_right`."""
     pick: Pick = "best"
-    """Which response is the answer; the report shows all three."""
+    """Which response is the answer; the report shows all three. `adaptive` asks whether this one is settled."""
     aggregation: Aggregation | None = None
     """How step rewards become the value that is searched by; none = as in the run's report."""
     num_problems: int | None = Field(None, ge=1)

@@ -115,6 +115,7 @@ SEARCH = pa.schema(
         ("finish_reason", pa.string()),  # stop | length | null (could go on)
         ("num_sampled", pa.int32()),  # tokens drawn for it, dropped ones too
         ("step_rewards", _FLOATS),
+        ("step_ends", _TOKENS),  # offsets into all of its tokens, its parents' too
         ("value", pa.float64()),
         ("competes", pa.bool_()),  # one of those that the answer was picked from
         ("picked_by", pa.list_(pa.string())),  # ways of picking that make it the answer

@@ -26,6 +26,8 @@ class Candidate:
     """Tokens that were drawn for it, behind its parent's; those beyond its last step's end were dropped."""
     step_rewards: tuple[float, ...] = ()
     """[S], once it is scored."""
+    step_ends: tuple[int, ...] = ()
+    """[S] token offsets of the steps' ends, where the scorer cuts them."""
     value: float | None = None
     """Its step rewards as one number, by the search's aggregation; None = not scored."""
     answer: str | None = None
@@ -86,3 +88,4 @@ class Reward:
     step_rewards: tuple[float, ...] = ()
     value: float | None = None
     error: str | None = None
+    step_ends: tuple[int, ...] = ()

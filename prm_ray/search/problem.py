@@ -108,7 +108,13 @@ class ProblemSearch:
         error = reward.error
         if error is None and (reward.value is None or not math.isfinite(reward.value)):
             error = f"no_reward: the reward is {reward.value}"
-        scored = replace(candidate, step_rewards=reward.step_rewards, value=reward.value, error=error)
+        scored = replace(
+            candidate,
+            step_rewards=reward.step_rewards,
+            step_ends=reward.step_ends,
+            value=reward.value,
+            error=error,
+        )
         self.candidates[candidate.number] = scored
         return None if error else scored
 

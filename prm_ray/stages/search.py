@@ -8,8 +8,9 @@ rewards, report.json, report.html and two lines on stdout. Engines and reward mo
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,22 +18,22 @@ from typing import Any
 from prm_ray.answers import Judge, exact_answer
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, check_vocabularies, load_tokenizer
-from prm_ray.problems import hash_problem
+from prm_ray.models import base_model_path, check_vocabularies
 from prm_ray.runlog import Progress, log
 from prm_ray.scoring.served import ServedModel, own_model
 from prm_ray.search.balancing import balance
-from prm_ray.search.driver import Driver, Generators, Scorers, Unit
-from prm_ray.search.plan import Plan
+from prm_ray.search.driver import Driver, Generators, Scorers
 from prm_ray.search.pool import Pool
+from prm_ray.search.strategies import REJECTING
 from prm_ray.settings import SearchSection
 from prm_ray.stages.cluster import check_room
-from prm_ray.stages.generate import prompt_row
 from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.result import StageResult
 from prm_ray.stages.sampling import SamplerOptions, sampler_options
+from prm_ray.stages.searchcalibration import check_calibration, reject_threshold
 from prm_ray.stages.searchreport import make_report, text, write_report
 from prm_ray.stages.searchtable import SearchTable
+from prm_ray.stages.searchunits import Pending, check_budget, make_units, pending_searches
 from prm_ray.stages.searchworkers import generator_maker, scorer_maker
 from prm_ray.tables import StageFolder
 
@@ -45,6 +46,8 @@ def check(config: RunConfig) -> None:
     held_out_problems(config, config.search.num_problems)
     own_model(config)
     search_options(config, base_model_path(config))
+    check_budget(config)
+    check_calibration(config)
     Judge(config.label).close()
 
 
@@ -55,12 +58,12 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     model = base_model_path(config)
     options = search_options(config, model)
     table = SearchTable(folder, section.problems_per_part)
-    units = list(open_units(config, options, table))
-    total = len(units) + len(table.done)
-    log.info("search: %d searches of %d are already there", len(table.done), total) if table.done else None
+    pending = pending_searches(config, options, table)
+    total = len(pending) + len(table.done)
+    if table.done:
+        log.info("search: %d searches of %d are already there", len(table.done), total)
     with Judge(config.label) as judge, Progress("search", total, "problem", done=len(table.done)) as progress:
-        usage = asyncio.run(_search(config, options, units, table, judge, progress)) if units else {}
-    table.note_usage(usage)
+        table.note_usage(asyncio.run(_search(config, options, pending, table.writing(judge, progress))))
     report = make_report(config, folder)
     write_report(report, folder.path)
     print(f"{text(report)}\nreport: {folder.path / 'report.html'}", flush=True)
@@ -73,30 +76,40 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
 async def _search(
     config: RunConfig,
     options: SamplerOptions,
-    units: list[Unit],
-    table: SearchTable,
-    judge: Judge,
-    progress: Progress,
+    pending: list[Pending],
+    writing: AbstractAsyncContextManager[SearchTable],
 ) -> dict[str, Any]:
-    """Search all units; returns how busy the pools were."""
-    section = config.search
-    generators, scorers = make_pools(config, options)
-    find_answer = partial(exact_answer, gold=None, pattern=config.label.answer_pattern)
-    driver = Driver(generators, scorers, max_waiting(section), find_answer)
-    balancing = asyncio.create_task(balance(generators, scorers, section.balance_seconds))
-    try:
-        await asyncio.gather(generators.start(), scorers.start())
-        async with table.writing(judge, progress):
-            await driver.run(units, table.take)
-    finally:
-        balancing.cancel()
-        await asyncio.gather(generators.close(), scorers.close())
-    return {pool.name: usage_of(pool) for pool in (generators, scorers)}
+    """Search all that is pending; returns how busy the pools were."""
+    async with writing as table:
+        if not pending:
+            return {}
+        generators, scorers = make_pools(config, options)
+        balancing = asyncio.create_task(balance(generators, scorers, config.search.balance_seconds))
+        try:
+            await asyncio.gather(generators.start(), scorers.start())
+            threshold = await _threshold(config, scorers, table.folder)
+            waiting = max_waiting(config.search)
+            find_answer = partial(exact_answer, gold=None, pattern=config.label.answer_pattern)
+            units = make_units(config, pending, table, waiting, threshold)
+            await Driver(generators, scorers, waiting, find_answer).run(units, table.take)
+        finally:
+            balancing.cancel()
+            await asyncio.gather(generators.close(), scorers.close())
+        return {pool.name: usage_of(pool) for pool in (generators, scorers)}
+
+
+async def _threshold(config: RunConfig, scorers: Scorers, folder: StageFolder) -> float:
+    if not set(REJECTING) & set(config.search.strategies):
+        return -math.inf
+    return await reject_threshold(config, scorers, folder, aggregation_of(config, served_model(config)))
+
+
+def aggregation_of(config: RunConfig, model: ServedModel) -> str:
+    return config.search.aggregation or model.facts.aggregation
 
 
 def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scorers]:
     section, model = config.search, served_model(config)
-    aggregation = section.aggregation or model.facts.aggregation
     threads = max(1, len(os.sched_getaffinity(0)) // section.num_scorers)
     generators: Generators = Pool(
         "generators",
@@ -107,7 +120,7 @@ def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, 
     )
     scorers: Scorers = Pool(
         "scorers",
-        scorer_maker(config, model, aggregation, _reads_texts(config, model, options), threads),
+        scorer_maker(config, model, aggregation_of(config, model), _reads_texts(config, model, options), threads),
         section.num_scorers,
         room=_BATCHES_AHEAD * section.token_budget,
     )
@@ -143,29 +156,11 @@ def search_options(config: RunConfig, model: str) -> SamplerOptions:
 
 
 def _gpus(section: SearchSection) -> int:
-    return -int(-section.gpus_per_generator // 1)
+    return math.ceil(section.gpus_per_generator)
 
 
 def max_waiting(section: SearchSection) -> int:
     return section.num_generators * section.responses_per_generator
-
-
-def open_units(config: RunConfig, options: SamplerOptions, table: SearchTable) -> Iterable[Unit]:
-    """What is still to be searched; a problem that cannot be asked goes into the table with its reason."""
-    section = config.search
-    tokenizer = load_tokenizer(options.model, config.prompt.chat_template, config.model.trust_remote_code)
-    for problem in held_out_problems(config, section.num_problems):
-        row = prompt_row(config, tokenizer, options, "test", problem)
-        table.add_problem(row)
-        for strategy, size in section.arms:
-            if (row["prompt_id"], strategy, size) in table.done:
-                continue
-            if row["error"] is not None:
-                table.add_failure(row["prompt_id"], strategy, size, row["error"])
-                continue
-            plan = Plan(size, section.expand, section.lookahead, section.resample_temperature, section.exploration)
-            seed = int(hash_problem(f"{config.run.seed} search {strategy} {size} {row['prompt_id']}"), 16) % 2**31
-            yield Unit(row["prompt_id"], tuple(row["prompt_tokens"]), row["problem"], strategy, plan, seed)
 
 
 def usage_of(pool: Pool[Any, Any]) -> dict[str, Any]:

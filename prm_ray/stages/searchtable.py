@@ -40,7 +40,7 @@ class SearchTable:
     """Writes search/; one writer at a time."""
 
     def __init__(self, folder: StageFolder, problems_per_part: int):
-        self._folder, self._problems_per_part = folder, problems_per_part
+        self.folder, self._problems_per_part = folder, problems_per_part
         self.done: set[Key] = {
             (row["prompt_id"], row["strategy"], row["size"]) for row in folder.rows(["prompt_id", "strategy", "size"])
         }
@@ -58,16 +58,24 @@ class SearchTable:
 
     def add_failure(self, prompt_id: str, strategy: str, size: int, error: str) -> None:
         """A problem that cannot be asked is one row with its reason."""
-        row = {"strategy": strategy, "size": size, "num_sampled": 0, "competes": False, "error": error}
-        self._waiting.append([self._problems[prompt_id] | row])
+        self._waiting.append([self._problems[prompt_id] | _failure(strategy, size, error)])
+
+    def num_done(self, strategy: str, size: int) -> int:
+        """Problems that earlier starts have searched."""
+        return sum(key[1:] == (strategy, size) for key in self.done)
+
+    def tokens_of(self, strategy: str, size: int) -> int:
+        """Tokens that searches of earlier starts have sampled."""
+        rows = self.folder.rows(["strategy", "size", "num_sampled"])
+        return sum(row["num_sampled"] for row in rows if (row["strategy"], row["size"]) == (strategy, size))
 
     @asynccontextmanager
-    async def writing(self, judge: Judge, progress: Progress) -> AsyncIterator[None]:
+    async def writing(self, judge: Judge, progress: Progress) -> AsyncIterator[SearchTable]:
         """While it is open `take` may be called; what waits is written every few seconds, and at the end."""
         self._judge, self._progress, self._since = judge, progress, time.monotonic()
         flushing = asyncio.create_task(self._flush_now_and_then())
         try:
-            yield
+            yield self
         finally:  # also when the search fails: what was found is kept
             flushing.cancel()
             self._flush()
@@ -86,13 +94,13 @@ class SearchTable:
     def note_usage(self, usage: dict[str, Any]) -> None:
         """How busy the pools were, of this start; a start that found all done leaves what was noted."""
         if usage:
-            write_json(self._folder.path / _USAGE, usage)
+            write_json(self.folder.path / _USAGE, usage)
 
     def count(self) -> Counted:
         counted = Counted()
         failed: Counter[str] = Counter()
-        for index in self._folder.finished_parts():
-            rows = self._folder.read_part(index, ["num_sampled", "value", "error", "label_error"])
+        for index in self.folder.finished_parts():
+            rows = self.folder.read_part(index, ["num_sampled", "value", "error", "label_error"])
             counted.rows += len(rows)
             counted.num_scored += sum(row["value"] is not None for row in rows)
             counted.tokens += sum(row["num_sampled"] for row in rows)
@@ -102,6 +110,10 @@ class SearchTable:
         return counted
 
     def _rows(self, found: Found) -> list[dict[str, Any]]:
+        if not found.candidates:
+            unit = found.unit
+            failure = _failure(unit.strategy, unit.plan.size, "no_tokens_left: the budget of all problems was used up")
+            return [self._problems[unit.prompt_id] | failure]
         picks = {how: pick(found.ended, how) for how in PICKS}
         competing = {candidate.number for candidate in found.ended}
         lengths = {candidate.number: len(candidate.tokens) for candidate in found.candidates} | {ROOT: 0}
@@ -140,9 +152,13 @@ class SearchTable:
         if not self._waiting:
             return
         rows = [row for problem in self._waiting for row in problem]
-        self._folder.write_part(self._next_part, rows)
+        self.folder.write_part(self._next_part, rows)
         self._next_part += 1
         self._waiting.clear()
+
+
+def _failure(strategy: str, size: int, error: str) -> dict[str, Any]:
+    return {"strategy": strategy, "size": size, "num_sampled": 0, "competes": False, "error": error}
 
 
 def _own_columns(candidate: Candidate) -> dict[str, Any]:
@@ -152,6 +168,7 @@ def _own_columns(candidate: Candidate) -> dict[str, Any]:
         "finish_reason": candidate.finish_reason,
         "num_sampled": candidate.num_sampled,
         "step_rewards": list(candidate.step_rewards) if candidate.value is not None else None,
+        "step_ends": list(candidate.step_ends) if candidate.value is not None else None,
         "value": candidate.value,
         "answer": candidate.answer,
         "error": candidate.error,

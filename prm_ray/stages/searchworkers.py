@@ -66,7 +66,8 @@ class ScorerActor:
         ((item,),) = scored.items
         if item.failure is not None:
             return Reward(error=f"{item.failure.kind}: {item.failure.message}")
-        return Reward(tuple(item.step_rewards), item.rewards[self._aggregation])
+        value = item.rewards[self._aggregation]
+        return Reward(tuple(item.step_rewards), value, step_ends=tuple(item.step_ends))
 
     async def close(self) -> None:
         await self._replica.close()

@@ -90,6 +90,13 @@ def check_labels(data: OutcomeData, config: RunConfig) -> None:
         )
 
 
+def held_out_responses(config: RunConfig) -> list[dict[str, Any]]:
+    """Rows with prompt_id, prompt_tokens, response_tokens and correct of the problems that train holds out."""
+    table = _part(selected_responses(config).table, config, held_out=True)
+    rows = table.select(["prompt_id", "prompt_tokens", "response_tokens", "correct"]).to_pylist()
+    return [row for row in rows if row["correct"] is not None]
+
+
 def held_out_measure(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
     """Loss, accuracy and AUC of response rewards on the held-out share, whatever the objective."""
     section = config.train
