@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import string
 
 import pytest
 from hypothesis import given, settings
@@ -188,7 +189,7 @@ def test_rounds_may_reject_early_and_dropped_responses_are_among_the_sixteen():
     async def propose(start, draw):
         first = not start.tokens
         finish = None if first else "stop"
-        text = f"{next(number) % 2}\n" if first else start.text + random.Random(draw.seed).choice("abcdefghijklmnopqrstuvwxyz")
+        text = f"{next(number) % 2}\n" if first else start.text + random.Random(draw.seed).choice(string.ascii_letters)
         return Proposal(tokens=(1,) * 5, text=text, finish_reason=finish, num_sampled=5)
 
     async def score(candidate):
