@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "serve": BELOW_STAGES | {"conversations", "scoring", "search", "stages", "serve"},
     "compare": FOUNDATION | {"core", "arithmetic", "stages"},
     "experiment": FOUNDATION | {"stages", "compare"},
-    "demo": BELOW_STAGES | {"stages", "serve"},
+    "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
     "entry": FOUNDATION,
     "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment"},
