@@ -1,8 +1,8 @@
 """search: best-of-N, beam and tree search over the held-out problems, generating and scoring at the same time.
 
 In: the held-out problems of reference/, checkpoint/ (or `score.model`). Out: search/, a row a candidate with its
-rewards, report.json, report.html and two lines on stdout. Engines and reward models are two pools of actors (see
-`search/driver.py`); a problem that is searched is written within seconds and never searched again.
+rewards, report.json, report.html with its pictures, and a line an arm on stdout. Engines and reward models are two
+pools of actors (see `search/driver.py`); a problem that is searched is written within seconds and never searched again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prm_ray.stages.generate import prompt_row
 from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.result import StageResult
 from prm_ray.stages.sampling import SamplerOptions, sampler_options
-from prm_ray.stages.searchreport import make_report, text, write_report
+from prm_ray.stages.searchreport import text, write_report
 from prm_ray.stages.searchtable import SearchTable
 from prm_ray.stages.searchworkers import generator_maker, scorer_maker
 from prm_ray.tables import StageFolder
@@ -60,9 +60,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     log.info("search: %d searches of %d are already there", len(table.done), total) if table.done else None
     with Judge(config.label) as judge, Progress("search", total, "problem", done=len(table.done)) as progress:
         usage = asyncio.run(_search(config, options, units, table, judge, progress)) if units else {}
+    table.flush()  # failures of a start that had nothing to search
     table.note_usage(usage)
-    report = make_report(config, folder)
-    write_report(report, folder.path)
+    report = write_report(config, folder)
     print(f"{text(report)}\nreport: {folder.path / 'report.html'}", flush=True)
     counted = table.count()
     if not counted.num_scored:
@@ -91,7 +91,8 @@ async def _search(
     finally:
         balancing.cancel()
         await asyncio.gather(generators.close(), scorers.close())
-    return {pool.name: _usage(pool) for pool in (generators, scorers)}
+    start = min(generators.usage.start, scorers.usage.start)  # one pool is up before the other
+    return {pool.name: _usage(pool, start) for pool in (generators, scorers)}
 
 
 def _pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scorers]:
@@ -168,6 +169,10 @@ def _units(config: RunConfig, options: SamplerOptions, table: SearchTable) -> It
             yield Unit(row["prompt_id"], tuple(row["prompt_tokens"]), row["problem"], strategy, plan, seed)
 
 
-def _usage(pool: Pool[Any, Any]) -> dict[str, Any]:
-    over_time = [(at.seconds, round(at.busy, 4), round(at.queued, 2)) for at in pool.usage.over_time()]
+def _usage(pool: Pool[Any, Any], start: float) -> dict[str, Any]:
+    """`over_time`: seconds since `start`, share of the workers that was busy, requests that waited."""
+    later = pool.usage.start - start
+    over_time = [
+        (round(at.seconds + later, 3), round(at.busy, 4), round(at.queued, 2)) for at in pool.usage.over_time()
+    ]
     return {"busy": pool.usage.busy, "deaths": pool.num_deaths, "workers": pool.num_workers, "over_time": over_time}

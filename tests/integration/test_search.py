@@ -54,9 +54,7 @@ def whole(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[int]:
     if row["parent"] == -1:
         return row["tokens"]
     same = ("prompt_id", "strategy", "size")
-    (parent,) = [
-        one for one in rows if one["candidate"] == row["parent"] and all(one[key] == row[key] for key in same)
-    ]
+    (parent,) = [one for one in rows if one["candidate"] == row["parent"] and all(one[key] == row[key] for key in same)]
     return whole(rows, parent) + row["tokens"]
 
 
