@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prm_ray.core.metrics import pass_at_k
 from prm_ray.core.selection import best_of_n_accuracy, log_vote_weights, subsets, vote_accuracy
 from prm_ray.search.candidate import ROOT
-from prm_ray.tables import StageFolder, count_failures
+from prm_ray.tables import StageFolder, count_failures, read_parquet
 
 ORACLE = "oracle"
 """Way of picking that finds a right response if there is one."""
-_COLUMNS = ["prompt_id", "strategy", "size", "candidate", "parent", "num_sampled", "value", "competes", "picked_by"]
-_COLUMNS += ["answer", "correct", "finish_reason", "error", "label_error"]
+_KEY = ["prompt_id", "strategy", "size"]
+_OF_COMPETING = [*_KEY, "value", "picked_by", "answer", "correct"]
+_COLUMNS = [*_OF_COMPETING, "candidate", "parent", "num_sampled", "competes", "finish_reason", "error", "label_error"]
 _SUBSETS = 64
 """Random sets of n responses that a vote at n is averaged over."""
 Arm = tuple[str, int]
@@ -94,33 +97,39 @@ def read_arms(folder: StageFolder) -> Arms:
     """Read part by part; a problem's rows are always in one part."""
     arms = Arms(defaultdict(list))
     for index in folder.finished_parts():
-        by_search: dict[tuple[Arm, str], list[dict[str, Any]]] = defaultdict(list)
-        for row in folder.read_part(index, _COLUMNS):
-            by_search[(row["strategy"], row["size"]), row["prompt_id"]].append(row)
-        for (arm, prompt_id), rows in by_search.items():
-            arms.failed.update(count_failures(rows, "error"))
-            if rows[0]["candidate"] is None:
-                arms.not_asked.add(prompt_id)
-                continue
-            arms.num_candidates += len(rows)
-            arms.num_not_judged += sum(row["label_error"] is not None for row in rows)
-            arms.by_arm[arm].append(_searched(prompt_id, rows))
+        _add_part(arms, read_parquet(folder.part_path(index), _COLUMNS))
     for problems in arms.by_arm.values():
         problems.sort(key=lambda problem: problem.prompt_id)
     return arms
 
 
-def _searched(prompt_id: str, rows: list[dict[str, Any]]) -> Searched:
-    competing = [row for row in rows if row["competes"]]
+def _add_part(arms: Arms, table: pa.Table) -> None:
+    """Sums are taken column by column: only what competes, a part of all candidates, becomes rows."""
+    arms.failed.update(count_failures(table.filter(pc.is_valid(table["error"])).select(["error"]).to_pylist(), "error"))
+    arms.not_asked.update(table.filter(pc.is_null(table["candidate"]))["prompt_id"].to_pylist())
+    table = table.filter(pc.is_valid(table["candidate"]))
+    arms.num_candidates += table.num_rows
+    arms.num_not_judged += table.num_rows - table["label_error"].null_count
+    competing: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in table.filter(table["competes"]).select(_OF_COMPETING).to_pylist():
+        competing[tuple(row[key] for key in _KEY)].append(row)
+    table = table.append_column("is_step", pc.not_equal(table["parent"], ROOT))
+    sums = [("num_sampled", "sum"), ("finish_reason", "count"), ("is_step", "any")]
+    for total in table.group_by(_KEY).aggregate(sums).to_pylist():
+        rows = competing[tuple(total[key] for key in _KEY)]
+        arms.by_arm[total["strategy"], total["size"]].append(_searched(total, rows))
+
+
+def _searched(total: dict[str, Any], competing: list[dict[str, Any]]) -> Searched:
     return Searched(
-        prompt_id,
-        tokens=sum(row["num_sampled"] for row in rows),
-        num_ended=sum(row["finish_reason"] is not None for row in rows),
-        right=frozenset(how for row in rows if row["correct"] is True for how in row["picked_by"] or ()),
+        total["prompt_id"],
+        tokens=total["num_sampled_sum"],
+        num_ended=total["finish_reason_count"],
+        right=frozenset(how for row in competing if row["correct"] is True for how in row["picked_by"] or ()),
         answers=tuple(row["answer"] for row in competing),
         values_N=np.array([row["value"] for row in competing], dtype=np.float64),
         correct_N=np.array([row["correct"] is True for row in competing], dtype=bool),
-        has_steps=any(row["parent"] != ROOT for row in rows),
+        has_steps=total["is_step_any"],
     )
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from prm_ray.config import RunConfig
@@ -24,6 +25,7 @@ _MOST_SHOWN = 4
 """Branches of a node; those that lead to the pick are always among them."""
 _KINDS = {
     "found": "The pick is right; a single sample mostly is not",
+    "right": "The pick is right",
     "passed_over": "The pick is wrong, although a right response competed",
     "never_there": "No right response ended",
 }
@@ -40,8 +42,9 @@ def search_examples(config: RunConfig, folder: StageFolder, arms: Arms) -> dict[
     tokenizer = load_tokenizer(
         base_model_path(config), config.prompt.chat_template, config.model.trust_remote_code, needs_chat=False
     )
+    rows = _rows(folder, arm, [problem.prompt_id for _, problem in chosen])
     problems = [
-        _example(config, kind, problem, _rows(folder, arm, problem.prompt_id), lambda tokens: decode(tokenizer, tokens))
+        _example(config, kind, problem, rows[problem.prompt_id], lambda tokens: decode(tokenizer, tokens))
         for kind, problem in chosen
     ]
     by_steps = any(problem.has_steps for _, problem in chosen)
@@ -65,18 +68,23 @@ def _choose(config: RunConfig, problems: list[Searched], one_sample: dict[str, f
     for problem in random.Random(config.run.seed).sample(problems, len(problems)):
         if config.search.pick not in problem.right:
             chosen.setdefault("passed_over" if problem.correct_N.any() else "never_there", problem)
-        elif one_sample.get(problem.prompt_id, 0.0) < 0.5:
-            chosen.setdefault("found", problem)
+        else:
+            chosen.setdefault("found" if one_sample.get(problem.prompt_id, 1.0) < 0.5 else "right", problem)
+    if "found" in chosen:
+        chosen.pop("right", None)
     return [(kind, chosen[kind]) for kind in _KINDS if kind in chosen]
 
 
-def _rows(folder: StageFolder, arm: Arm, prompt_id: str) -> list[dict[str, Any]]:
-    rows = []
+def _rows(folder: StageFolder, arm: Arm, prompt_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """All candidates to these problems, as they were proposed."""
+    rows: dict[str, list[dict[str, Any]]] = {prompt_id: [] for prompt_id in prompt_ids}
     for index in folder.finished_parts():
         table = read_parquet(folder.part_path(index))
-        is_it = pc.and_(pc.equal(table["prompt_id"], prompt_id), pc.equal(table["strategy"], arm[0]))
-        rows += table.filter(pc.and_(is_it, pc.equal(table["size"], arm[1]))).to_pylist()
-    return sorted(rows, key=lambda row: row["candidate"])
+        is_arm = pc.and_(pc.equal(table["strategy"], arm[0]), pc.equal(table["size"], arm[1]))
+        is_asked = pc.is_in(table["prompt_id"], value_set=pa.array(prompt_ids, pa.string()))
+        for row in table.filter(pc.and_(is_arm, is_asked)).to_pylist():
+            rows[row["prompt_id"]].append(row)
+    return {prompt_id: sorted(each, key=lambda row: row["candidate"]) for prompt_id, each in rows.items()}
 
 
 def _example(

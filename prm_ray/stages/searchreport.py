@@ -128,7 +128,7 @@ def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:
         top = best_arm(report | {"arms": others})
         add(arm_name(top), "c-vote", top, how)
     if report["best_of_n"]:
-        add("Oracle (a right one is there)", "c-oracle", report["best_of_n"][-1], "oracle")
+        add(f"Oracle of {report['best_of_n'][-1]['n']}", "c-oracle", report["best_of_n"][-1], "oracle")
     return tiles
 
 
