@@ -70,7 +70,9 @@ class Ways:
                 seconds = time.monotonic() - start
             finally:
                 await asyncio.gather(generators.close(), scorers.close())
-            return {"seconds": seconds, "usage": {pool.name: search.usage_of(pool) for pool in (generators, scorers)}}
+            begun = min(generators.usage.start, scorers.usage.start)
+            usage = {pool.name: search.usage_of(pool, begun) for pool in (generators, scorers)}
+            return {"seconds": seconds, "usage": usage}
 
         figures = asyncio.run(work())
         return figures | {"tokens": sum(len(one.tokens) for each in found for one in each.candidates)}

@@ -555,6 +555,8 @@ class SearchSection(Section):
     """How step rewards become the value that is searched by; none = as in the run's report."""
     num_problems: int | None = Field(None, ge=1)
     """The first so many held-out problems; none = all."""
+    seed: int | None = Field(None, ge=0)
+    """Of what is sampled; none = run.seed."""
     num_generators: int = Field(1, ge=1)
     gpus_per_generator: float = Field(0, ge=0)
     """0 = CPU; 0.5 = half a GPU, the other half for a scorer; more than 1 = tensor parallel."""

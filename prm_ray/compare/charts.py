@@ -8,8 +8,8 @@ from collections.abc import Callable
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from prm_ray.compare.ink import Ink, end_labels, new_axes
 from prm_ray.compare.rows import Panel, draw_rows
+from prm_ray.stages.ink import Ink, end_labels, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prm_ray.compare.charts import CHARTS, without_cost
-from prm_ray.compare.ink import DARK, LIGHT, as_svg
+from prm_ray.stages.ink import DARK, LIGHT, as_svg
 from prm_ray.stages.report import bracket, page_template, percent, signed
 
 TEMPLATE = Path(__file__).parent / "comparison.html.jinja"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from prm_ray.compare.ink import Ink, group_colors, new_axes
+from prm_ray.stages.ink import Ink, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def draw_rows(data: dict[str, Any], ink: Ink, title: str, panels: list[Panel], n
     notes = wrap(note, int(_WIDTH / _LETTER))
     all_axes = new_axes(ink, _WIDTH, height + _LINE * len(notes), title, columns=len(panels))
     for axes, panel, lines in zip(all_axes, panels, titles, strict=True):
-        _draw_panel(axes, panel, rows, ink, group_colors(data, ink))
+        _draw_panel(axes, panel, rows, ink, _group_colors(data, ink))
         axes.set_title("\n".join(lines), fontsize=9.5, color=ink.soft, loc="left")
         if len(panels) > 1 and panel.lines:
             axes.set_xlabel(f"dashed: {', '.join(panel.lines)}")
@@ -104,3 +104,8 @@ def _name_rows(axes: Any, rows: list[dict[str, Any] | str], names: list[str], in
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         heading = isinstance(row, str)
         label.set(color=ink.text if not heading else ink.soft, fontweight="bold" if heading else "normal", fontsize=9.5)
+
+
+def _group_colors(data: dict[str, Any], ink: Ink) -> dict[str, str]:
+    groups = list(dict.fromkeys(method["group"] for method in data["methods"]))
+    return {group: ink.series[index % len(ink.series)] for index, group in enumerate(groups)}

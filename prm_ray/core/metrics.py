@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _MAX_RESAMPLED_NUMBERS = 1 << 24
 """Resampling counts kept in memory at once (R x P)."""
+_MAX_KEPT_NUMBERS = 1 << 22
+"""Resampling counts that are kept for the next figure; of more problems they are drawn each time."""
 _DIGITS = 12
 """Decimals of a figure. Those behind them hang on the order of a sum, and a difference of equals would not be 0."""
 
@@ -105,14 +108,26 @@ def resample_means(values_PM: ArrayLike, num_resamples: int, seed: int) -> NDArr
     values_PM = np.asarray(values_PM, dtype=np.float64)
     num_problems = len(values_PM)
     assert num_problems > 0, "nothing to resample"
+    if num_resamples * num_problems <= _MAX_KEPT_NUMBERS:
+        return _kept_counts(num_problems, num_resamples, seed) @ values_PM / num_problems
     rng = np.random.default_rng(seed)
     chunk = max(1, _MAX_RESAMPLED_NUMBERS // num_problems)
     means = []
     for start in range(0, num_resamples, chunk):
-        size = min(chunk, num_resamples - start)
-        counts_RP = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), size=size)
+        counts_RP = _counts(rng, num_problems, min(chunk, num_resamples - start))
         means.append(counts_RP @ values_PM / num_problems)
     return np.concatenate(means)
+
+
+@lru_cache(maxsize=2)
+def _kept_counts(num_problems: int, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """A report resamples the same problems for each of its figures, and drawing takes far longer than the means."""
+    return _counts(np.random.default_rng(seed), num_problems, num_resamples).astype(np.float64)
+
+
+def _counts(rng: np.random.Generator, num_problems: int, num_resamples: int) -> NDArray[np.int64]:
+    """How often each problem is in each resample, [R, P]."""
+    return rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), size=num_resamples)
 
 
 def percentile_interval(value: float | None, resampled_R: NDArray[np.float64]) -> Interval:

@@ -34,13 +34,14 @@ class Usage:
     def __init__(self) -> None:
         self._bins: list[_Bin] = []
         self._width = _FIRST_WIDTH
-        self._start = self._since = 0.0
+        self.start = self._since = 0.0
+        """When the first note was; on the clock of whoever makes the notes."""
         self._level: tuple[float, int, int] | None = None
 
     def note(self, now: float, full: float, num_workers: int, num_queued: int) -> None:
         """From `now` (seconds) on so many workers are fully busy, of so many, and so many jobs wait."""
         if self._level is None:
-            self._start = now
+            self.start = now
         else:
             self._spread(now)
         self._level, self._since = (full, num_workers, num_queued), now
@@ -67,8 +68,8 @@ class Usage:
         """Share the level since the last note out over the bins."""
         assert self._level is not None
         full, workers, queued = self._level
-        at = self._since - self._start
-        while (left := now - self._start - at) > 1e-9:
+        at = self._since - self.start
+        while (left := now - self.start - at) > 1e-9:
             number = int(at / self._width + 1e-9)
             if number >= _MAX_BINS:
                 self._double()

@@ -60,7 +60,7 @@ def chart(report: dict[str, Any]) -> dict[str, Any]:
     """Geometry of the chart in SVG units: ticks; a band, a path and dots a line; end labels that do not touch."""
     sizes, lines = report["sizes"], main_lines(report["aggregation"])
     low, high = _value_range(report, lines)
-    ticks = _ticks(low, high)
+    ticks = ticks_between(low, high)
 
     def x(n: int) -> float:
         span = math.log2(sizes[-1]) - math.log2(sizes[0])
@@ -144,7 +144,7 @@ def _value_range(report: dict[str, Any], lines: list[Line]) -> tuple[float, floa
     return min(point["low"] for point in points), max(point["high"] for point in points)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks_between(low: float, high: float) -> list[float]:
     """4 to 9 round numbers from below `low` to above `high`, within 0 .. 1."""
     step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 7)
     first = math.floor(low / step + 1e-9)

@@ -23,16 +23,16 @@ def headline(report: dict[str, Any]) -> str:
     """One honest sentence: what picking by the PRM reaches, and whether that differs from a sample and a vote."""
     n, method = str(report["sizes"][-1]), f"prm_{report['aggregation']}"
     figures = report["accuracy"][method][n]
-    against_sample = _verdict(report["against_pass@1"][method][n]["difference"], "one sample", report[PASS_AT_1])
+    against_sample = verdict(report["against_pass@1"][method][n]["difference"], "one sample", report[PASS_AT_1])
     majority = report["accuracy"]["majority"][n]
-    against_vote = _verdict(report["against_majority"][method][n]["difference"], f"a majority vote of {n}", majority)
+    against_vote = verdict(report["against_majority"][method][n]["difference"], f"a majority vote of {n}", majority)
     return (
         f"Picking the best of {n} candidates by the PRM answers {percent(figures['value'])} of "
         f"{report['num_problems']} test problems right {bracket(figures)}: {against_sample}, and {against_vote}."
     )
 
 
-def _verdict(difference: dict[str, float], other: str, figures: dict[str, float]) -> str:
+def verdict(difference: dict[str, float], other: str, figures: dict[str, float]) -> str:
     points = points_with_interval(difference)
     against = f"{other} ({percent(figures['value'])})"
     if difference["low"] > 0:
@@ -139,12 +139,16 @@ def _best(report: dict[str, Any]) -> dict[str, float]:
 
 
 def _colours(report: dict[str, Any], examples: list[dict[str, Any]]) -> dict[str, float]:
-    """The step reward without a colour, and how far from it is the full colour: the 90th percentile of those shown.
-
-    0 has no colour if rewards are log-ratios; log-probs are never above 0, so there it is the median of those shown.
-    """
+    """0 has no colour if rewards are log-ratios; log-probs are never above 0, so there it is the median."""
     candidates = [candidate for example in examples for candidate in example["candidates"]]
     rewards = [step["reward"] for candidate in candidates for step in candidate["steps"]]
-    center = 0.0 if report["with_reference"] or not rewards else statistics.median(rewards)
+    return reward_colours(rewards, 0.0 if report["with_reference"] else None)
+
+
+def reward_colours(rewards: list[float], center: float | None = None) -> dict[str, float]:
+    """The reward without a colour (none given: the median of them), and how far from it is the full colour: the 90th
+    percentile."""
+    if center is None:
+        center = statistics.median(rewards) if rewards else 0.0
     sizes = sorted(abs(reward - center) for reward in rewards)
     return {"reward_center": center, "reward_scale": (sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0) or 1.0}

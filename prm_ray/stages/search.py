@@ -1,8 +1,8 @@
 """search: best-of-N, beam and tree search over the held-out problems, generating and scoring at the same time.
 
 In: the held-out problems of reference/, checkpoint/ (or `score.model`). Out: search/, a row a candidate with its
-rewards, report.json, report.html and two lines on stdout. Engines and reward models are two pools of actors (see
-`search/driver.py`); a problem that is searched is written within seconds and never searched again.
+rewards, report.json, report.html with its pictures, and a line an arm on stdout. Engines and reward models are two
+pools of actors (see `search/driver.py`); a problem that is searched is written within seconds and never searched again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.result import StageResult
 from prm_ray.stages.sampling import SamplerOptions, sampler_options
 from prm_ray.stages.searchcalibration import check_calibration, reject_threshold
-from prm_ray.stages.searchreport import make_report, text, write_report
+from prm_ray.stages.searchreport import text, write_report
 from prm_ray.stages.searchtable import SearchTable
 from prm_ray.stages.searchunits import Pending, check_budget, make_units, pending_searches
 from prm_ray.stages.searchworkers import generator_maker, scorer_maker
@@ -64,8 +64,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         log.info("search: %d searches of %d are already there", len(table.done), total)
     with Judge(config.label) as judge, Progress("search", total, "problem", done=len(table.done)) as progress:
         table.note_usage(asyncio.run(_search(config, options, pending, table.writing(judge, progress))))
-    report = make_report(config, folder)
-    write_report(report, folder.path)
+    report = write_report(config, folder)
     print(f"{text(report)}\nreport: {folder.path / 'report.html'}", flush=True)
     counted = table.count()
     if not counted.num_scored:
@@ -95,7 +94,8 @@ async def _search(
         finally:
             balancing.cancel()
             await asyncio.gather(generators.close(), scorers.close())
-        return {pool.name: usage_of(pool) for pool in (generators, scorers)}
+        start = min(generators.usage.start, scorers.usage.start)  # one pool is up before the other
+        return {pool.name: usage_of(pool, start) for pool in (generators, scorers)}
 
 
 async def _threshold(config: RunConfig, scorers: Scorers, folder: StageFolder) -> float:
@@ -163,6 +163,10 @@ def max_waiting(section: SearchSection) -> int:
     return section.num_generators * section.responses_per_generator
 
 
-def usage_of(pool: Pool[Any, Any]) -> dict[str, Any]:
-    over_time = [(at.seconds, round(at.busy, 4), round(at.queued, 2)) for at in pool.usage.over_time()]
+def usage_of(pool: Pool[Any, Any], start: float) -> dict[str, Any]:
+    """`over_time`: seconds since `start`, share of the workers that was busy, requests that waited."""
+    later = pool.usage.start - start
+    over_time = [
+        (round(at.seconds + later, 3), round(at.busy, 4), round(at.queued, 2)) for at in pool.usage.over_time()
+    ]
     return {"busy": pool.usage.busy, "deaths": pool.num_deaths, "workers": pool.num_workers, "over_time": over_time}

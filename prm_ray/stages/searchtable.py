@@ -7,6 +7,7 @@ costs the problems that were open and those of the last seconds, and none is eve
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -34,6 +35,12 @@ class Counted:
     num_scored: int = 0
     tokens: int = 0
     failed: dict[str, int] = field(default_factory=dict)
+
+
+def read_usage(folder: StageFolder) -> dict[str, Any]:
+    """What `note_usage` wrote; empty if no start got that far."""
+    path = folder.path / _USAGE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 class SearchTable:
@@ -78,23 +85,26 @@ class SearchTable:
             yield self
         finally:  # also when the search fails: what was found is kept
             flushing.cancel()
-            self._flush()
+            self.flush()
 
     async def take(self, found: Found) -> None:
         """Judge the responses of a searched problem; they are in the table soon."""
         rows = await asyncio.to_thread(self._rows, found)
         self._waiting.append(rows)
         if len(self._waiting) >= self._problems_per_part:
-            self._flush()
+            self.flush()
         assert self._progress is not None
         self._num_tokens += sum(row["num_sampled"] for row in rows)
         seconds = time.monotonic() - self._since
         self._progress.advance(tokens_per_s=f"{self._num_tokens / seconds:.0f}")
 
-    def note_usage(self, usage: dict[str, Any]) -> None:
-        """How busy the pools were, of this start; a start that found all done leaves what was noted."""
-        if usage:
-            write_json(self.folder.path / _USAGE, usage)
+    def note_usage(self, pools: dict[str, Any]) -> None:
+        """How busy the pools were, of this start; a start that found all done leaves what was noted.
+
+        `done_before`: searches that earlier starts did, about which these figures say nothing.
+        """
+        if pools:
+            write_json(self.folder.path / _USAGE, {"done_before": len(self.done), "pools": pools})
 
     def count(self) -> Counted:
         counted = Counted()
@@ -146,9 +156,10 @@ class SearchTable:
     async def _flush_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_LONGEST_WAIT)
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what waits."""
         if not self._waiting:
             return
         rows = [row for problem in self._waiting for row in problem]

@@ -57,10 +57,11 @@ def make_units(
 ) -> Iterator[Unit]:
     """One after the other: a large search has many. Problems of an arm share its plan, and so its budget."""
     counts = Counter(each.arm for each in pending)
+    first = config.run.seed if config.search.seed is None else config.search.seed
     plans = {arm: _plan(config, arm, counts[arm], table, max_waiting, reject_below) for arm in counts}
     for each in pending:
         prompt_id, (strategy, size) = each.row["prompt_id"], each.arm
-        seed = int(hash_problem(f"{config.run.seed} search {strategy} {size} {prompt_id}"), 16) % 2**31
+        seed = int(hash_problem(f"{first} search {strategy} {size} {prompt_id}"), 16) % 2**31
         prompt = tuple(each.row["prompt_tokens"])
         yield Unit(prompt_id, prompt, each.row["problem"], strategy, plans[each.arm], seed)
 

@@ -15,12 +15,12 @@ from matplotlib.text import Text
 from prm_ray.cli import main
 from prm_ray.compare.charts import CHARTS
 from prm_ray.compare.compare import compare_runs, compare_words
-from prm_ray.compare.ink import LIGHT
 from prm_ray.compare.scaling import scaling_curves
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import UserError
 from prm_ray.stages import evaluate, rerank
+from prm_ray.stages.ink import LIGHT
 from prm_ray.tables import StageFolder
 
 EVIL = "<script>alert(1)</script>"

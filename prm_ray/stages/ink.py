@@ -1,4 +1,4 @@
-"""Colours and axes that the pictures share."""
+"""Colours and axes that all pictures share: of a search, of a comparison."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ def new_axes(
 
     The title says what the picture shows when it is seen alone.
     """
+    figure = new_figure(ink, width, height, title)
+    grid = figure.subplots(1, columns or 1, sharex=sharex, sharey=True, squeeze=False)[0]
+    for axes in grid:
+        style(axes, ink)
+    return list(grid) if columns else grid[0]
+
+
+def new_figure(ink: Ink, width: float, height: float, title: str) -> Figure:
+    """A figure of so many inches without axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -51,17 +60,18 @@ def new_axes(
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=ink.text)
-    grid = figure.subplots(1, columns or 1, sharex=sharex, sharey=True, squeeze=False)[0]
-    for axes in grid:
-        axes.set_facecolor(ink.page)
-        axes.grid(color=ink.line, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(ink.line)
-        axes.tick_params(which="both", colors=ink.soft, labelsize=9, length=0)
-        axes.xaxis.label.set(color=ink.soft, fontsize=9.5)
-        axes.yaxis.label.set(color=ink.soft, fontsize=9.5)
-    return list(grid) if columns else grid[0]
+    return figure
+
+
+def style(axes: Any, ink: Ink) -> None:
+    axes.set_facecolor(ink.page)
+    axes.grid(color=ink.line, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(ink.line)
+    axes.tick_params(which="both", colors=ink.soft, labelsize=9, length=0)
+    axes.xaxis.label.set(color=ink.soft, fontsize=9.5)
+    axes.yaxis.label.set(color=ink.soft, fontsize=9.5)
 
 
 def end_labels(axes: Any, labels: list[tuple[float, float, str, str]]) -> None:
@@ -77,11 +87,6 @@ def end_labels(axes: Any, labels: list[tuple[float, float, str, str]]) -> None:
 def _label_height(axes: Any) -> float:
     """Of a line of text, in heights of the axes, which take about 0.85 of their figure."""
     return 1.35 * _LABEL["fontsize"] / (72 * axes.figure.get_figheight() * 0.85)
-
-
-def group_colors(data: dict[str, Any], ink: Ink) -> dict[str, str]:
-    groups = list(dict.fromkeys(method["group"] for method in data["methods"]))
-    return {group: ink.series[index % len(ink.series)] for index, group in enumerate(groups)}
 
 
 def as_svg(figure: Figure) -> str:
