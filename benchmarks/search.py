@@ -98,6 +98,8 @@ class Ways:
         return {"seconds": seconds, "tokens": tokens}, {"seconds": scored, "tokens": tokens}
 
     def lock_step(self) -> Figures:
+        import torch
+
         from benchmarks.ways import padded
 
         generate, stop = self._engine()
@@ -109,12 +111,10 @@ class Ways:
 
                 def batch(prompts: list[Prompt] = prompts) -> list[list[int]]:
                     samples = generate(prompts)
-                    for model in models:
-                        padded(
-                            model,
-                            [PromptGroup(*each) for each in zip(prompts, [[one] for one in samples], strict=True)],
-                            _ROWS,
-                        )
+                    rows = [PromptGroup(prompt, [one]) for prompt, one in zip(prompts, samples, strict=True)]
+                    with torch.no_grad():
+                        for model in models:
+                            padded(model, rows, _ROWS)
                     return samples
 
                 took, samples = _timed(batch)
@@ -139,8 +139,16 @@ class Ways:
             samples = loop.run_until_complete(sampler.sample(prompts, seeds))
             return [sample.tokens for (sample,) in samples]
 
+        def stop() -> None:
+            sampler.close()
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.close()
+
         generate([self.units[0].prompt])
-        return generate, sampler.close
+        return generate, stop
 
     def _scorer(self) -> Any:
         from prm_ray.scoring.served import load_scorer
