@@ -39,8 +39,8 @@ class Ways:
 
     def __init__(self, config: RunConfig, num_problems: int, n: int):
         from prm_ray.stages import search
-        from prm_ray.stages.searchtable import SearchTable
-        from prm_ray.stages.searchunits import make_units, pending_searches
+        from prm_ray.stages.searching.table import SearchTable
+        from prm_ray.stages.searching.units import make_units, pending_searches
         from prm_ray.tables import StageFolder
 
         section = {"num_problems": num_problems, "sizes": [n], "strategies": ["best_of_n"]}

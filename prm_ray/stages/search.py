@@ -30,11 +30,11 @@ from prm_ray.stages.cluster import check_room
 from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.result import StageResult
 from prm_ray.stages.sampling import SamplerOptions, sampler_options
-from prm_ray.stages.searchcalibration import check_calibration, reject_threshold
-from prm_ray.stages.searchreport import text, write_report
-from prm_ray.stages.searchtable import SearchTable
-from prm_ray.stages.searchunits import Pending, check_budget, make_units, pending_searches
-from prm_ray.stages.searchworkers import generator_maker, scorer_maker
+from prm_ray.stages.searching.calibration import check_calibration, reject_threshold
+from prm_ray.stages.searching.report import text, write_report
+from prm_ray.stages.searching.table import SearchTable
+from prm_ray.stages.searching.units import Pending, check_budget, make_units, pending_searches
+from prm_ray.stages.searching.workers import generator_maker, scorer_maker
 from prm_ray.tables import StageFolder
 
 _BATCHES_AHEAD = 2

@@ -16,10 +16,10 @@ import pytest
 
 from prm_ray.models import encode_response, load_tokenizer
 from prm_ray.search.picking import PICKS
-from prm_ray.stages.searchexamples import grow_tree
-from prm_ray.stages.searchplots import accuracy_chart, token_ticks
-from prm_ray.stages.searchreport import write_report
-from prm_ray.stages.utilisation import count_ticks, utilisation_chart
+from prm_ray.stages.searching.examples import grow_tree
+from prm_ray.stages.searching.plots import accuracy_chart, token_ticks
+from prm_ray.stages.searching.report import write_report
+from prm_ray.stages.searching.utilisation import count_ticks, utilisation_chart
 from prm_ray.tables import SCHEMAS, StageFolder
 from tests.tables_by_hand import tiny_config
 

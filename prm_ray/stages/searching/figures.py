@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from prm_ray.config import RunConfig
 from prm_ray.core.metrics import difference_interval, percentile_interval, ratio_interval, resample_means
 from prm_ray.search.picking import PICKS
-from prm_ray.stages.searcharms import ORACLE, Arm, Arms, BestOfN, Searched
+from prm_ray.stages.searching.arms import ORACLE, Arm, Arms, BestOfN, Searched
 
 SAVES_TOKENS = ("adaptive", "rejection", "adaptive_rejection")
 """Strategies whose size is a number of responses that they try to stay below."""

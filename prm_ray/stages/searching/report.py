@@ -1,4 +1,4 @@
-"""Words and the page of a search. Figures come from `searchfigures`, the page's frame is `search.html.jinja`."""
+"""Words and the page of a search. Figures come from `figures`, the page's frame is `page.html.jinja`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from prm_ray.config import RunConfig
 from prm_ray.stages.ink import DARK, LIGHT
 from prm_ray.stages.report import bracket, page_template, percent, points_with_interval, verdict
-from prm_ray.stages.searcharms import read_arms
-from prm_ray.stages.searchexamples import search_examples
-from prm_ray.stages.searchfigures import make_report
-from prm_ray.stages.searchnames import PICK_NAMES, arm_name, name_of
-from prm_ray.stages.searchplots import accuracy_chart, accuracy_figure
-from prm_ray.stages.searchtable import read_usage
-from prm_ray.stages.utilisation import utilisation_chart, utilisation_figure
+from prm_ray.stages.searching.arms import read_arms
+from prm_ray.stages.searching.examples import search_examples
+from prm_ray.stages.searching.figures import make_report
+from prm_ray.stages.searching.names import PICK_NAMES, arm_name, name_of
+from prm_ray.stages.searching.plots import accuracy_chart, accuracy_figure
+from prm_ray.stages.searching.table import read_usage
+from prm_ray.stages.searching.utilisation import utilisation_chart, utilisation_figure
 from prm_ray.tables import StageFolder, write_json
 
-TEMPLATE = Path(__file__).parent / "search.html.jinja"
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
 _FEW = 30
 """Fewer problems than this do not give resampling enough to draw from."""
 

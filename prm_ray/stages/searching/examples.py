@@ -17,7 +17,7 @@ from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, decode, load_tokenizer
 from prm_ray.search.candidate import ROOT
 from prm_ray.stages.report import reward_colours
-from prm_ray.stages.searcharms import Arm, Arms, Searched
+from prm_ray.stages.searching.arms import Arm, Arms, Searched
 from prm_ray.tables import StageFolder, read_parquet
 
 Decode = Callable[[Sequence[int]], str]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.stages.ink import Ink, end_labels, new_axes
 from prm_ray.stages.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, spread, ticks_between
-from prm_ray.stages.searchnames import PICK_NAMES, arm_name, name_of
+from prm_ray.stages.searching.names import PICK_NAMES, arm_name, name_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

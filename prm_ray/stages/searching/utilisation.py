@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.stages.ink import Ink, new_figure, style
 from prm_ray.stages.plots import LEFT, WIDTH
-from prm_ray.stages.searchplots import scale
+from prm_ray.stages.searching.plots import scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

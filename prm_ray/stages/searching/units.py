@@ -18,7 +18,7 @@ from prm_ray.search.strategies import ADAPTIVE
 from prm_ray.stages.generate import prompt_row
 from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.sampling import SamplerOptions
-from prm_ray.stages.searchtable import SearchTable
+from prm_ray.stages.searching.table import SearchTable
 
 Arm = tuple[str, int]
 """Strategy and size."""
