@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from prm_ray.dataselection import Selection, ngrams, select
 from prm_ray.errors import UserError
+from prm_ray.schemas import REFERENCE
 from prm_ray.settings import SelectSection
-from prm_ray.tables import REFERENCE
 
 
 def row(problem: str, sample: int, label: bool | float | None = True, num_tokens: int = 3, **more: Any) -> dict:

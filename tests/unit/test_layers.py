@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FOUNDATION = {"errors", "settings", "config", "tables", "runlog"}
+FOUNDATION = {"errors", "settings", "config", "schemas", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "errors": set(),
     "settings": set(),
     "config": {"errors", "settings"},
-    "tables": {"errors", "settings"},
+    "schemas": {"settings"},
+    "tables": {"errors", "schemas"},
     "runlog": {"errors"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},

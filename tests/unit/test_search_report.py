@@ -15,12 +15,13 @@ from itertools import pairwise
 import pytest
 
 from prm_ray.models import encode_response, load_tokenizer
+from prm_ray.schemas import SCHEMAS
 from prm_ray.search.picking import PICKS
 from prm_ray.stages.searching.examples import grow_tree
 from prm_ray.stages.searching.plots import accuracy_chart, token_ticks
 from prm_ray.stages.searching.report import write_report
 from prm_ray.stages.searching.utilisation import count_ticks, utilisation_chart
-from prm_ray.tables import SCHEMAS, StageFolder
+from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config
 
 EVIL = "<script>alert(1)</script> 5 < 6"
@@ -37,8 +38,10 @@ def row(prompt_id, strategy, size, candidate, **more):
     return made | more
 
 
-def response(prompt_id, strategy, size, candidate, value, answer, picks="", **more):
-    """`picks`: initials of the ways of picking that take it."""
+def response(prompt_id, strategy, size, candidate, *said, picks="", **more):
+    """`said`: value and answer; then, as `picks`, initials of the ways of picking that take it."""
+    value, answer, *initials = said
+    picks = "".join([picks, *initials])
     ended = {"value": value, "step_rewards": [value], "answer": answer, "correct": answer == "1", "competes": True}
     ended |= {"finish_reason": "stop", "text": f"so <b>{answer}</b>", "tokens": [ord(answer)]}
     picked_by = [how for how in PICKS if how[0] in picks]
