@@ -38,10 +38,9 @@ def row(prompt_id, strategy, size, candidate, **more):
     return made | more
 
 
-def response(prompt_id, strategy, size, candidate, *said, picks="", **more):
-    """`said`: value and answer; then, as `picks`, initials of the ways of picking that take it."""
-    value, answer, *initials = said
-    picks = "".join([picks, *initials])
+def response(prompt_id, strategy, size, candidate, *said, **more):
+    """`said`: its value, its answer, and initials of the ways of picking that take it, if any do."""
+    value, answer, picks = (*said, "")[:3]
     ended = {"value": value, "step_rewards": [value], "answer": answer, "correct": answer == "1", "competes": True}
     ended |= {"finish_reason": "stop", "text": f"so <b>{answer}</b>", "tokens": [ord(answer)]}
     picked_by = [how for how in PICKS if how[0] in picks]
