@@ -17,10 +17,10 @@ from typing import Any
 from prm_ray.answers import Judge, exact_answer
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, check_vocabularies, load_tokenizer
+from prm_ray.models import base_model_path, load_tokenizer
 from prm_ray.problems import hash_problem
 from prm_ray.runlog import Progress, log
-from prm_ray.scoring.served import ServedModel, own_model
+from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of
 from prm_ray.search.balancing import balance
 from prm_ray.search.driver import Driver, Generators, Scorers, Unit
 from prm_ray.search.plan import Plan
@@ -107,7 +107,7 @@ def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, 
     )
     scorers: Scorers = Pool(
         "scorers",
-        scorer_maker(config, model, aggregation, _reads_texts(config, model, options), threads),
+        scorer_maker(config, model, aggregation, not reads_tokens_of(model, options.model), threads),
         section.num_scorers,
         room=_BATCHES_AHEAD * section.token_budget,
     )
@@ -118,17 +118,6 @@ def served_model(config: RunConfig) -> ServedModel:
     """The run's own model, as search holds it."""
     section = config.search
     return replace(own_model(config), token_budget=section.token_budget, cache_tokens=section.cache_tokens)
-
-
-def _reads_texts(config: RunConfig, model: ServedModel, options: SamplerOptions) -> bool:
-    """Whether the reward model cannot read the generator's tokens."""
-    if model.is_published:
-        return True
-    try:
-        check_vocabularies(model.folder, options.model)
-    except UserError:
-        return True
-    return False
 
 
 def search_options(config: RunConfig, model: str) -> SamplerOptions:
