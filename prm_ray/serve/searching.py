@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from prm_ray.answers import exact_answer
+from prm_ray.answers import final_answer
 from prm_ray.scoring.asks import Ask, Cost, Item, ModelFacts, Problem, Refusal, RefusedError, Response, Scored
 from prm_ray.search.candidate import Candidate, Draw, Proposal, Reward
 from prm_ray.search.plan import Plan
@@ -97,7 +97,7 @@ class _Running:
         self.search = ProblemSearch(
             self._propose,
             self._score,
-            partial(exact_answer, gold=None, pattern=ask.gateway().answer_pattern),
+            partial(final_answer, pattern=ask.gateway().answer_pattern),
             seed if isinstance(seed, int) else random.getrandbits(31),
         )
 

@@ -6,12 +6,11 @@ from typing import Any, NoReturn
 
 from prm_ray.scoring.asks import Refusal, RefusedError
 from prm_ray.search.plan import Plan
-from prm_ray.search.strategies import STRATEGIES
+from prm_ray.search.strategies import KEEP_BEAMS, STRATEGIES
 from prm_ray.serve.generator import ALL_EQUAL
 
 WHOLE_RESPONSES = ("best_of_n", "adaptive")
 """Strategies that draw responses from the beginning to the end: any generator will do."""
-KEEP_BEAMS = ("beam", "dvts", "lookahead")
 TAKEN_BY: dict[str, tuple[str, ...]] = {
     "expand": (*KEEP_BEAMS, "mcts"),
     "lookahead": ("lookahead",),

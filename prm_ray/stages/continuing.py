@@ -57,12 +57,12 @@ class Continuer:
     ) -> Proposal:
         """Continue the response `tokens`, which reads `text`, behind `prompt`.
 
-        `max_tokens` is the most a whole response may have, `decoding` how it is drawn; none = as the options say. At a
-        text of `decoding.stop` the response ends, and does not have it.
+        `max_tokens` is the most a whole response may have, `decoding` how it is drawn (before a text of its `stop` the
+        response ends); none = as the options say.
         """
-        limit = self._options.max_tokens if max_tokens is None else max_tokens
         decoding = decoding or self._options.decoding
-        room = min(limit - len(tokens), self._options.max_model_len - len(prompt) - len(tokens))
+        most = min(max_tokens or self._options.max_tokens, self._options.max_model_len - len(prompt))
+        room = most - len(tokens)
         if room < 1:
             return Proposal(error=f"no_room: {len(prompt)} tokens of prompt and {len(tokens)} of response are the most")
         piece: list[int] = []

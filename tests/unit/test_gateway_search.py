@@ -1,8 +1,6 @@
 """Strategies in the gateway: steps of a toy generator or a tiny engine, rewards of a tiny model."""
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -11,90 +9,23 @@ import pytest
 from prm_ray.models import load_tokenizer
 from prm_ray.scorer import Scorer
 from prm_ray.scoring.asks import Refusal, RefusedError
-from prm_ray.search.candidate import Candidate, Draw, Proposal
-from prm_ray.search.plan import Plan
-from prm_ray.search.problem import ProblemSearch
+from prm_ray.search.candidate import Candidate, Draw
 from prm_ray.search.strategies import STRATEGIES
 from prm_ray.serve.asking import Gateway
-from prm_ray.serve.generation import ChatModel
-from prm_ray.serve.generator import Candidate as Answer
-from prm_ray.serve.generator import Generated
 from prm_ray.serve.local import LocalBackend
-from prm_ray.serve.steps import Continuing, Opening, StepByStep
-from prm_ray.stages.sampling import Decoding, SamplerOptions
+from prm_ray.stages.sampling import Decoding
+from tests.gatewaytoys import STEPS, TinyEngine, ToySteps, Whole, toy_adaptive
 from tests.serving import asked, post, tiny_api, tiny_scorer
 
 PROBLEM = "1 + 2 + 4"
-STEPS = 3
 
 
-async def toy_beam(search: ProblemSearch, plan: Plan) -> list[Candidate]:
-    found, ended = await search.grow(search.root, plan.size), []
-    while found:
-        ended += [candidate for candidate in found if candidate.has_ended]
-        best = sorted((each for each in found if each.is_open), key=lambda each: -each.worth())[: plan.width]
-        found = [new for start in best for new in await search.grow(start, plan.expand)]
-    return ended
-
-
-async def toy_adaptive(search: ProblemSearch, plan: Plan) -> list[Candidate]:
-    return await search.grow(search.root, max(1, plan.size - 1), whole=True)
-
-
-TOYS = {"beam": toy_beam, "adaptive": toy_adaptive}
-ALL = sorted({*STRATEGIES, *TOYS} - {"best_of_n"})
+ALL = sorted({*STRATEGIES, "adaptive"} - {"best_of_n"})
 
 
 @pytest.fixture(autouse=True)
 def strategies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, toy in TOYS.items():
-        monkeypatch.setitem(STRATEGIES, name, STRATEGIES.get(name, toy))
-
-
-class ToySteps:
-    """Writes a digit a line, three lines a response, and notes what it was asked for."""
-
-    def __init__(self, tokenizer: Any, max_tokens: int = 50):
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
-        self.starts: list[Candidate] = []
-        self.bodies: list[dict[str, Any]] = []
-        self.tokens: dict[str, tuple[int, ...]] = {}
-        self.num_sampled = 0
-        self.before: Callable[[Candidate, Draw], Awaitable[None]] | None = None
-        """Runs before each draw."""
-        self.num_steps = STEPS
-
-    async def begin(self, body: dict[str, Any], step_rule: str) -> Continuing:
-        assert step_rule == "newline"
-        self.bodies.append(body)
-        return StepByStep(
-            Opening((5, 6, 7), Decoding(1, 1.0, 1.0), self._max_tokens, 0, "toy"), step_rule, self._proceed
-        )
-
-    async def _proceed(self, opening: Opening, step_rule: str, start: Candidate, draw: Draw) -> Proposal:
-        self.starts.append(start)
-        if self.before is not None:
-            await self.before(start, draw)
-        rng, text, begun = random.Random(draw.seed), start.text, len(start.text)
-        while text.count("\n") < (self.num_steps if draw.whole else start.text.count("\n") + 1):
-            text += f"{rng.randrange(10)}\n"
-        tokens = tuple(self._tokenizer(text[begun:], add_special_tokens=False).input_ids)
-        self.tokens[text] = (*start.tokens, *tokens)
-        self.num_sampled += len(tokens) + 1
-        ends = text.count("\n") == self.num_steps
-        return Proposal(tokens, text, "stop" if ends else None, len(tokens) + 1)
-
-
-class Whole:
-    """A generator that gives whole responses only, as one at a URL."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-
-    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
-        self.bodies.append(body | {"n": count})
-        texts = [f"{len(self.bodies)}\n{number}" for number in range(count)]
-        return Generated([Answer(text, "stop") for text in texts], "whole", 5, 4 * count)
+    monkeypatch.setitem(STRATEGIES, "adaptive", STRATEGIES.get("adaptive", toy_adaptive))
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +156,7 @@ def test_what_cannot_be_searched_names_the_field(
     assert not toy.starts
 
 
-def test_candidates_are_bounded_by_the_worst_case_before_anything_is_sampled(
-    scorer: Scorer, toy: ToySteps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(STRATEGIES, "mcts", STRATEGIES.get("mcts", toy_beam))
+def test_candidates_are_bounded_by_the_worst_case_before_anything_is_sampled(scorer: Scorer, toy: ToySteps) -> None:
     for strategy, size in (("beam", 20), ("adaptive", 17), ("mcts", 5)):
         status, kind, message = error(ask(scorer, gateway(toy), body(strategy, best_of=size)))
         assert (status, kind) == (413, "too_many_candidates") and "at most 16" in message
@@ -327,26 +255,6 @@ def test_a_full_queue_makes_a_search_wait_and_does_not_end_it(
     monkeypatch.setattr(LocalBackend, "score", full_at_first)
     reply = ask(scorer, gateway(toy), body())
     assert len(refused) == 3 and reply.status_code == 200 and reply.json()["prm_metadata"]["problems"] == []
-
-
-class TinyEngine:
-    """The application's own generator in this process."""
-
-    def __init__(self, folder: str):
-        options = SamplerOptions("transformers", folder, "float32", False, Decoding(1, 1.0, 1.0), 40, 512, 0, 1, 0, {})
-        self._model = ChatModel(options, "tiny", None)
-        self.draws: list[tuple[Opening, Candidate, Draw, Proposal]] = []
-
-    async def begin(self, body: dict[str, Any], step_rule: str) -> Continuing:
-        opening = await self._model.begin(body)
-        if isinstance(opening, Refusal):
-            raise RefusedError(opening)
-        return StepByStep(opening, step_rule, self._proceed)
-
-    async def _proceed(self, opening: Opening, step_rule: str, start: Candidate, draw: Draw) -> Proposal:
-        proposal = await self._model.continue_response(opening, step_rule, start, draw)
-        self.draws.append((opening, start, draw, proposal))
-        return proposal
 
 
 @pytest.fixture
