@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,7 +66,9 @@ class ServeBackend:
 
     async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
         handle = self._handles[model].options(session_id=_session(asks[0]))
-        outcome = await ask_replica(lambda: handle.score.remote(asks, options))
+        # By the context Serve takes all questions of one HTTP request for one, and its router forgets all but the last
+        # of those that wait with it for a replica: nobody would ever answer a search that asks many at a time.
+        outcome = await ask_replica(lambda: Context().run(handle.score.remote, asks, options))
         assert isinstance(outcome, Scored)
         return outcome
 

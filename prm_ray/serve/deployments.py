@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentResponse
 
 from prm_ray.runlog import log
 from prm_ray.scoring.asks import Refusal, RefusedError
@@ -35,12 +36,16 @@ def log_through_serve() -> None:
     log.setLevel(logging.INFO)
 
 
-async def ask_replica(send: Callable[[], Awaitable[Any]]) -> Any:
+async def ask_replica(send: Callable[[], DeploymentResponse]) -> Any:
     """A replica's reply. Raises `RefusedError` for a refusal, or where none can answer after a few tries."""
     refusal = Refusal(503, "unavailable", "no replica with the model answers; try again", 2)
     for attempt in range(_TRIES):
+        response = send()
         try:
-            outcome = await send()
+            outcome = await response
+        except asyncio.CancelledError:
+            response.cancel()  # the replica would go on for nobody
+            raise
         except BackPressureError:
             raise RefusedError(Refusal(429, "overloaded", "too many requests wait; try again later", 1)) from None
         except (RayActorError, DeploymentUnavailableError):

@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     key, line = new_key("tests")
     keys = folder / "keys"
     keys.write_text(line + "\n")
-    config = make_run(folder, generator="vllm", best_of=4, api_keys_file=keys)
+    config = make_run(folder, generator="vllm", best_of=4, max_candidates=64, api_keys_file=keys)
     checkpoint = StageFolder(folder, "train").path
     # an untrained model hardly ever writes a newline, but many words
     write_prm_json(checkpoint, read_prm_json(checkpoint) | {"step_rule": "regex: "})
