@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import read_prm_json, resolve_model
+from prm_ray.models import check_vocabularies, read_prm_json, resolve_model
 from prm_ray.scoring.asks import ModelFacts
 from prm_ray.tables import StageFolder
 
@@ -76,6 +76,17 @@ def _served(config: RunConfig, facts: ModelFacts, folder: str, is_published: boo
     return ServedModel(
         facts, folder, is_published, config.model.dtype, config.score.token_budget, config.serve.cache_tokens
     )
+
+
+def reads_tokens_of(model: ServedModel, generator: str) -> bool:
+    """Whether the model reads the token ids of that generator; if not, it has to be asked with texts."""
+    if model.is_published:
+        return False
+    try:
+        check_vocabularies(model.folder, generator)
+    except UserError:
+        return False
+    return True
 
 
 def load_scorer(model: ServedModel) -> AnyScorer:

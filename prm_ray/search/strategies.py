@@ -50,7 +50,8 @@ REJECTING = ("rejection", "adaptive_rejection")
 ADAPTIVE = ("adaptive", "adaptive_rejection")
 """Strategies that heed `Plan.budget`."""
 
-_KEEP_BEAMS = ("beam", "dvts", "lookahead")
+KEEP_BEAMS = ("beam", "dvts", "lookahead")
+"""Those whose plan's size must be a multiple of its `expand`."""
 
 
 def check_plan(strategy: str, plan: Plan) -> None:
@@ -65,7 +66,7 @@ def check_plan(strategy: str, plan: Plan) -> None:
     ):
         if count < 1:
             raise UserError(f"search.{name} has {count}; it must be a whole number of at least 1")
-    if strategy in _KEEP_BEAMS and plan.size % plan.expand:
+    if strategy in KEEP_BEAMS and plan.size % plan.expand:
         raise UserError(
             f"search.sizes has {plan.size}; for {strategy} it must be a multiple of search.expand, {plan.expand}"
         )

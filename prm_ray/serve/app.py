@@ -5,62 +5,39 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from contextvars import Context
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from prm_ray.config import RunConfig, parse_config
-from prm_ray.runlog import log
-from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, Scored
 from prm_ray.scoring.replica import Limits, Replica
-from prm_ray.scoring.served import ServedModel, load_scorer, served_models
+from prm_ray.scoring.served import ServedModel, load_scorer, reads_tokens_of, served_models
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
-from prm_ray.serve.generation import ChatModel, generator_options
-from prm_ray.serve.generator import Generated, Generator, HttpGenerator, gather_candidates
+from prm_ray.serve.deployments import ask_replica, log_through_serve
+from prm_ray.serve.generation import generator_options
+from prm_ray.serve.generator import Generator, HttpGenerator
+from prm_ray.serve.generatordeployment import DeploymentGenerator, generator_deployment
 from prm_ray.serve.guard import Guard, GuardLimits, Traffic
 from prm_ray.serve.keys import KeyRing
 from prm_ray.serve.manifest import APP_NAME
-from prm_ray.serve.requestlog import REQUESTS_LOG
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
-from prm_ray.settings import PromptSection, ServeSection
+from prm_ray.settings import PromptSection, SearchSection, ServeSection
 from prm_ray.stages.cluster import share_of_cores
-from prm_ray.stages.sampling import SamplerOptions
 
-_TRIES = 4
-"""A replica may die with a request, and the next one may be stopping: scoring twice changes nothing."""
 _BEGINNING = 200
 """Letters (or tokens) of a conversation by which it is taken to be of a problem."""
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """A problem goes to the replica that has it in its prefix cache, or to the next one if that is full."""
-
-
-class _ServeLog(logging.Handler):
-    """Hands records to Serve's handlers: to its log file of this replica, and from warnings on to stderr as well."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name == REQUESTS_LOG:
-            record.skip_context_filter = True  # Serve would put its own route and id in place of ours
-        for handler in logging.getLogger("ray.serve").handlers:
-            if record.levelno >= logging.WARNING or not isinstance(handler, logging.StreamHandler):
-                handler.handle(record)
-
-
-def log_through_serve() -> None:
-    """For a replica's process."""
-    log.handlers, log.propagate = [_ServeLog()], False
-    log.setLevel(logging.INFO)
 
 
 class ScorerReplica:
@@ -80,17 +57,6 @@ class ScorerReplica:
         self._replica.check()
 
 
-class GeneratorReplica:
-    """`ChatModel` as a Serve deployment."""
-
-    def __init__(self, options: SamplerOptions, name: str, chat_template: Path | None):
-        log_through_serve()
-        self._model = ChatModel(options, name, chat_template)
-
-    async def complete(self, body: dict[str, Any]) -> dict[str, Any] | Refusal:
-        return await self._model.complete(body)
-
-
 class ServeBackend:
     """The models' deployments."""
 
@@ -100,7 +66,9 @@ class ServeBackend:
 
     async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
         handle = self._handles[model].options(session_id=_session(asks[0]))
-        outcome = await ask_replica(lambda: handle.score.remote(asks, options))
+        # By the context Serve takes all questions of one HTTP request for one, and its router forgets all but the last
+        # of those that wait with it for a replica: nobody would ever answer a search that asks many at a time.
+        outcome = await ask_replica(lambda: Context().run(handle.score.remote, asks, options))
         assert isinstance(outcome, Scored)
         return outcome
 
@@ -111,40 +79,6 @@ class ServeBackend:
         return {model: deployments[name].replica_states.get("RUNNING", 0) for model, name in names.items()}
 
 
-class DeploymentGenerator:
-    """Candidates of the application's own language model."""
-
-    def __init__(self, handle: DeploymentHandle):
-        self._handle = handle
-
-    async def generate(self, body: dict[str, Any], count: int, seconds: float) -> Generated:
-        return await gather_candidates(self._ask, body, count, seconds)
-
-    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        reply = await ask_replica(lambda: self._handle.complete.remote(body))
-        assert isinstance(reply, dict)
-        return reply
-
-
-async def ask_replica(send: Callable[[], Awaitable[Any]]) -> Any:
-    """A replica's reply. Raises `RefusedError` for a refusal, or where none can answer after a few tries."""
-    refusal = Refusal(503, "unavailable", "no replica with the model answers; try again", 2)
-    for attempt in range(_TRIES):
-        try:
-            outcome = await send()
-        except BackPressureError:
-            raise RefusedError(Refusal(429, "overloaded", "too many requests wait; try again later", 1)) from None
-        except (RayActorError, DeploymentUnavailableError):
-            await asyncio.sleep(0.1 * 2**attempt)
-            continue
-        if not isinstance(outcome, Refusal):
-            return outcome
-        if outcome.kind != "stopping":
-            raise RefusedError(outcome)
-        refusal = outcome
-    raise RefusedError(refusal)
-
-
 @dataclass(frozen=True)
 class IngressSettings:
     """What the ingress has to know; checked on the driver."""
@@ -153,6 +87,9 @@ class IngressSettings:
     section: ServeSection
     answer_pattern: str | None = None
     prompt: PromptSection = field(default_factory=PromptSection)
+    search: SearchSection = field(default_factory=SearchSection)
+    reads_tokens: frozenset[str] = frozenset()
+    """Models that read the token ids of the application's own generator."""
 
 
 class Ingress:
@@ -192,18 +129,19 @@ class Ingress:
         section = self._settings.section
         if section.generator is None:
             return None
-        generator: Generator
-        if self._generator is not None:
-            generator = DeploymentGenerator(self._generator)
-        else:
-            key = os.environ.get(section.generator_key_env)
-            generator = HttpGenerator(section.generator, key, section.generator_model)
+        own = None if self._generator is None else DeploymentGenerator(self._generator)
+        generator: Generator = own or HttpGenerator(
+            section.generator, os.environ.get(section.generator_key_env), section.generator_model
+        )
         return Gateway(
             generator,
             section.best_of,
             self._settings.answer_pattern,
             section.generator_timeout_seconds,
             self._settings.prompt,
+            own,
+            self._settings.reads_tokens,
+            self._settings.search,
         )
 
 
@@ -222,8 +160,14 @@ def build(config: RunConfig) -> serve.Application:
         scorer_deployment(section, number).bind(*_replica_arguments(section, model))
         for number, model in enumerate(models)
     ]
-    settings = IngressSettings([model.facts for model in models], section, config.label.answer_pattern, config.prompt)
-    return bind_ingress(settings, scorers, _generator(config) if section.generator == "vllm" else None)
+    settings = IngressSettings(
+        [model.facts for model in models], section, config.label.answer_pattern, config.prompt, config.search
+    )
+    if section.generator != "vllm":
+        return bind_ingress(settings, scorers)
+    options = generator_options(config)
+    reading = frozenset(model.facts.name for model in models if reads_tokens_of(model, options.model))
+    return bind_ingress(replace(settings, reads_tokens=reading), scorers, generator_deployment(config, options))
 
 
 def bind_ingress(settings: IngressSettings, scorers: list[Any], generator: Any = None) -> serve.Application:
@@ -244,19 +188,6 @@ def bind_ingress(settings: IngressSettings, scorers: list[Any], generator: Any =
 def from_settings(settings: dict[str, Any]) -> serve.Application:
     """The application of a Serve config file, whose `args` are the sections of a run's config."""
     return build(parse_config(settings))
-
-
-def _generator(config: RunConfig) -> Any:
-    options = generator_options(config)
-    deployment: Any = serve.deployment(
-        name="Generator",
-        num_replicas=config.serve.generator_replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": config.generate.gpus_per_engine},
-        max_ongoing_requests=config.serve.max_ongoing_requests,
-        graceful_shutdown_timeout_s=config.serve.generator_timeout_seconds,
-        max_constructor_retry_count=1,
-    )(GeneratorReplica)
-    return deployment.bind(options, Path(options.model).name, config.prompt.chat_template)
 
 
 def scorer_deployment(section: ServeSection, number: int, replica: type = ScorerReplica) -> Any:

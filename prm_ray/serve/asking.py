@@ -13,7 +13,8 @@ from fastapi import Depends, Request
 from prm_ray.scoring.asks import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.generator import Generated, Generator
 from prm_ray.serve.requestrecord import current_record
-from prm_ray.settings import PromptSection
+from prm_ray.serve.steps import StepGenerator
+from prm_ray.settings import PromptSection, SearchSection
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Gateway:
     """After it the candidates that are there are used."""
     prompt: PromptSection = field(default_factory=PromptSection)
     """Into which the generator's problems are put: a chat of one user's turn is a problem."""
+    steps: StepGenerator | None = None
+    """The same generator for strategies that continue responses step by step; None = it cannot."""
+    reads_tokens: frozenset[str] = frozenset()
+    """Models that read the generator's token ids; the others get its texts."""
+    search: SearchSection = field(default_factory=SearchSection)
+    """Of which the numbers are that a request leaves out."""
 
 
 class Asking:

@@ -20,7 +20,7 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 class Body(BaseModel):
     """Strict: a key that is not known is refused, so that a typing error is not taken for a default."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class TextPart(Body):

@@ -1,4 +1,5 @@
-"""A language model in the application itself, for the gateway: chat completions by the samplers of `generate`."""
+"""A language model in the application itself, for the gateway: chat completions by the samplers of `generate`, whole or
+step by step."""
 
 from __future__ import annotations
 
@@ -13,9 +14,13 @@ from pydantic import ConfigDict, Field, ValidationError
 from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, context_length, decode, encode_prompt, load_tokenizer
 from prm_ray.scoring.asks import Refusal
+from prm_ray.search.candidate import Candidate, Draw, Proposal
 from prm_ray.serve.bodies import Body, Message, validation_message
+from prm_ray.serve.generator import ALL_EQUAL
+from prm_ray.serve.steps import Opening
+from prm_ray.stages.continuing import Continuer
 from prm_ray.stages.sampler import make_sampler
-from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions, sampler_options
+from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions, sampler_options, stop_place
 
 _STOPS = 4
 """OpenAI's own limit."""
@@ -62,6 +67,8 @@ class ChatModel:
         self._options, self._name = options, name
         self._tokenizer = load_tokenizer(options.model, chat_template, options.trust_remote_code)
         self._sampler = make_sampler(options)
+        self._continuers: dict[str, Continuer] = {}
+        """By step rule; they share the engine."""
         # transformers' sampler blocks whoever calls it, and holds one batch at a time
         self._one_at_a_time = asyncio.Lock()
 
@@ -69,9 +76,28 @@ class ChatModel:
         try:
             request = GenerationBody.model_validate(body)
         except ValidationError as error:
-            return _refused(validation_message(error.errors()))
+            return _refused(error)
         if request.temperature == 0 and request.n > 1:
-            return _refused("temperature 0 makes all candidates equal; give one above 0, or best_of 1")
+            return ALL_EQUAL
+        opening = self._open(request)
+        if isinstance(opening, Refusal):
+            return opening
+        return self._completion(await self._sample(opening), request, len(opening.prompt))
+
+    async def begin(self, body: dict[str, Any]) -> Opening | Refusal:
+        """What responses that are continued step by step begin with."""
+        try:
+            return self._open(GenerationBody.model_validate(body))
+        except ValidationError as error:
+            return _refused(error)
+
+    async def continue_response(self, opening: Opening, step_rule: str, start: Candidate, draw: Draw) -> Proposal:
+        if step_rule not in self._continuers:
+            self._continuers[step_rule] = Continuer(self._options, self._tokenizer, step_rule, self._sampler)
+        continuer = self._continuers[step_rule]
+        return await continuer(opening.prompt, start.tokens, start.text, draw, opening.max_tokens, opening.decoding)
+
+    def _open(self, request: GenerationBody) -> Opening | Refusal:
         prompt = encode_prompt(self._tokenizer, [message.model_dump() for message in request.messages])
         room = self._options.max_model_len - len(prompt)
         if room < 1:
@@ -83,11 +109,10 @@ class ChatModel:
         wanted = request.max_completion_tokens or request.max_tokens or self._options.max_tokens
         decoding = Decoding(request.n, request.temperature, request.top_p, request.stops)
         seed = random.getrandbits(31) if request.seed is None else request.seed % 2**31
-        samples = await self._sample(prompt, seed, min(wanted, room), decoding)
-        return self._completion(samples, request, len(prompt))
+        return Opening(tuple(prompt), decoding, min(wanted, room), seed, self._name)
 
-    async def _sample(self, prompt: list[int], seed: int, max_tokens: int, decoding: Decoding) -> list[Sample]:
-        asked = ([prompt], [seed], [max_tokens], decoding)
+    async def _sample(self, opening: Opening) -> list[Sample]:
+        asked = ([opening.prompt], [opening.seed], [opening.max_tokens], opening.decoding)
         if self._options.backend == "vllm":
             return (await self._sampler.sample(*asked))[0]
         async with self._one_at_a_time:
@@ -103,13 +128,13 @@ class ChatModel:
 
     def _choice(self, index: int, sample: Sample, stops: tuple[str, ...]) -> dict[str, Any]:
         text = decode(self._tokenizer, sample.tokens)
-        ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+        end = stop_place(text, 0, stops)
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text[: min(ends)] if ends else text},
-            "finish_reason": "stop" if ends else sample.finish_reason,
+            "message": {"role": "assistant", "content": text[:end]},
+            "finish_reason": sample.finish_reason if end is None else "stop",
         }
 
 
-def _refused(message: str) -> Refusal:
-    return Refusal(400, "refused_by_generator", message)
+def _refused(error: ValidationError) -> Refusal:
+    return Refusal(400, "refused_by_generator", validation_message(error.errors()))

@@ -16,6 +16,9 @@ from prm_ray.serve.requestrecord import current_record
 _REQUESTS_AT_ONCE = 4
 """A request for so many candidates is cut in so many, so that a slow one does not hold the others back."""
 _SMALLEST_CUT = 4
+ALL_EQUAL = Refusal(
+    400, "refused_by_generator", "temperature 0 makes all candidates equal; give one above 0, or best_of 1"
+)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def log_request(record: RequestRecord, with_text: bool) -> None:
         return
     facts = request_facts(record)
     if with_text:
-        facts["texts"] = [text for scoring in record.scorings for text in _texts(scoring)]
+        facts["texts"] = [text for scoring in record.scorings[:RESPONSES_LIMIT] for text in _texts(scoring)]
     log.info("%s %s %s", record.method, record.route, record.status, extra=facts)
 
 

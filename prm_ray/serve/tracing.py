@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _INSTALL = "pip install 'prm-ray[otel]'"
+_MAX_SCORINGS = 64
+"""Questions to models that have spans: a search asks thousands, and what an exporter cannot hold is lost anyway."""
 
 
 def wants_traces(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> bool:
@@ -109,7 +111,7 @@ class Traces:
             below = trace.set_span_in_context(span)
             if record.generation is not None:
                 self._add_generation(record.generation, below)
-            for scoring in record.scorings:
+            for scoring in record.scorings[:_MAX_SCORINGS]:
                 self._add_scoring(scoring, below)
         span.end(_nanoseconds(record.start + record.seconds))
 

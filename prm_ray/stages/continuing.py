@@ -7,15 +7,16 @@ piece by piece until the rule finds the next step's beginning, and what was draw
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prm_ray.core.steps import step_char_ends, token_ends_at
-from prm_ray.models import decode, token_char_ends
+from prm_ray.models import decode, encode_response, token_char_ends
 from prm_ray.scoring.batcher import Batcher, Size
 from prm_ray.search.candidate import Draw, Proposal
 from prm_ray.stages.sampler import make_sampler
-from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions
+from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions, stop_place
 from prm_ray.stages.transformers_sampler import SEQUENCES, TransformersSampler
 
 if TYPE_CHECKING:
@@ -32,36 +33,56 @@ _CONTEXT = 8
 class Continuer:
     """One engine and its tokenizer; any number of continuations at a time, inside one event loop."""
 
-    def __init__(self, options: SamplerOptions, tokenizer: PreTrainedTokenizerFast, step_rule: str):
+    def __init__(
+        self,
+        options: SamplerOptions,
+        tokenizer: PreTrainedTokenizerFast,
+        step_rule: str,
+        sampler: Sampler | None = None,
+    ):
+        """`sampler` is one that is there already; none = a new one."""
         self._options, self._tokenizer, self._rule = options, tokenizer, step_rule
-        self._sampler = make_sampler(options)
+        self._sampler = sampler or make_sampler(options)
         is_one_at_a_time = isinstance(self._sampler, TransformersSampler)
         self._draw_one = _Merged(self._sampler).draw if is_one_at_a_time else _Single(self._sampler).draw
 
     async def __call__(
-        self, prompt: Sequence[int], tokens: Sequence[int], text: str, draw: Draw, max_tokens: int | None = None
+        self,
+        prompt: Sequence[int],
+        tokens: Sequence[int],
+        text: str,
+        draw: Draw,
+        max_tokens: int | None = None,
+        decoding: Decoding | None = None,
     ) -> Proposal:
         """Continue the response `tokens`, which reads `text`, behind `prompt`.
 
-        `max_tokens` is the most a whole response may have; none = the options' own limit.
+        `max_tokens` is the most a whole response may have, `decoding` how it is drawn (before a text of its `stop` the
+        response ends); none = as the options say.
         """
-        limit = self._options.max_tokens if max_tokens is None else max_tokens
-        room = min(limit - len(tokens), self._options.max_model_len - len(prompt) - len(tokens))
+        decoding = decoding or self._options.decoding
+        most = min(max_tokens or self._options.max_tokens, self._options.max_model_len - len(prompt))
+        room = most - len(tokens)
         if room < 1:
             return Proposal(error=f"no_room: {len(prompt)} tokens of prompt and {len(tokens)} of response are the most")
         piece: list[int] = []
         num_sampled = 0
         while True:
-            sample = await self._sample([*prompt, *tokens, *piece], room - len(piece), draw)
+            sample = await self._sample([*prompt, *tokens, *piece], room - len(piece), draw, decoding)
             num_sampled += len(sample.tokens)
             piece += sample.tokens
             if not sample.tokens:
                 return Proposal(num_sampled=num_sampled, error="empty_response: the generator gave no token")
             shown, char_ends = self._decode(tokens, piece)
-            if not draw.whole and (end := self._step_end(shown, char_ends, sample.at_stop_text)) is not None:
+            end = None if draw.whole else self._step_end(shown, char_ends, sample.at_stop_text)
+            stop = stop_place(text + shown, len(text), decoding.stop)
+            if end is not None and (stop is None or len(text) + char_ends[end - 1] <= stop):
                 shown = shown[: char_ends[end - 1]]
                 finish_reason = "length" if end == room else None
                 return Proposal(tuple(piece[:end]), text + shown, finish_reason, num_sampled)
+            if stop is not None:
+                kept = self._until(stop - len(text), piece, shown, char_ends)
+                return Proposal(kept, (text + shown)[:stop], "stop", num_sampled)
             if sample.finish_reason == "stop" and not sample.at_stop_text:
                 return Proposal(tuple(piece), text + shown, "stop", num_sampled)
             if len(piece) >= room:
@@ -71,11 +92,11 @@ class Continuer:
         """Stop the engine."""
         self._sampler.close()
 
-    async def _sample(self, prompt: Sequence[int], room: int, draw: Draw) -> Sample:
+    async def _sample(self, prompt: Sequence[int], room: int, draw: Draw, own: Decoding) -> Sample:
         stops = () if draw.whole else _STOP_TEXTS.get(self._rule, ())
         max_tokens = room if draw.whole or stops or self._rule == "none" else min(room, _PIECE)
-        own = self._options.decoding
-        decoding = Decoding(1, 0.0 if draw.greedy else own.temperature, 1.0 if draw.greedy else own.top_p, stops)
+        temperature, top_p = (0.0, 1.0) if draw.greedy else (own.temperature, own.top_p)
+        decoding = Decoding(1, temperature, top_p, (*stops, *own.stop))
         return await self._draw_one(prompt, draw.seed, max_tokens, decoding)
 
     def _decode(self, tokens: Sequence[int], piece: Sequence[int]) -> tuple[str, list[int]]:
@@ -84,6 +105,15 @@ class Continuer:
         before = len(decode(self._tokenizer, context)) if context else 0
         ends = token_char_ends(self._tokenizer, [*context, *piece])[len(context) :]
         return decode(self._tokenizer, [*context, *piece])[before:], [max(0, end - before) for end in ends]
+
+    def _until(self, stop: int, piece: Sequence[int], shown: str, char_ends: Sequence[int]) -> tuple[int, ...]:
+        """Tokens of the piece's text up to `stop`, closed as a response is; a token that reads on is written anew.
+
+        A `stop` before the piece (its text began in the step before) leaves none of it.
+        """
+        kept = max((end for end in char_ends if end <= stop), default=0)
+        num_whole = bisect_left(char_ends, kept) + 1 if kept else 0  # no first bytes of a character behind it
+        return (*piece[:num_whole], *encode_response(self._tokenizer, shown[kept : max(0, stop)]))
 
     def _step_end(self, text: str, char_ends: Sequence[int], at_stop_text: bool) -> int | None:
         """Tokens of the piece up to its first step's end; None while that is not there yet.

@@ -37,6 +37,12 @@ class Decoding:
     """A response ends where one of these texts does; its tokens include it."""
 
 
+def stop_place(text: str, start: int, stops: Sequence[str]) -> int | None:
+    """Where the first of these texts begins, but for those that end at `start` or before; None = nowhere."""
+    places = [place for stop in stops if (place := text.find(stop, max(0, start - len(stop) + 1))) >= 0]
+    return min(places, default=None)
+
+
 class Sampler(Protocol):
     """Samples responses for each prompt, in the order of the prompts.
 

@@ -18,9 +18,9 @@ from typing import Any
 from prm_ray.answers import Judge, exact_answer
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, check_vocabularies
+from prm_ray.models import base_model_path
 from prm_ray.runlog import Progress, log
-from prm_ray.scoring.served import ServedModel, own_model
+from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of
 from prm_ray.search.balancing import balance
 from prm_ray.search.driver import Driver, Generators, Scorers
 from prm_ray.search.pool import Pool
@@ -111,6 +111,7 @@ def aggregation_of(config: RunConfig, model: ServedModel) -> str:
 def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scorers]:
     section, model = config.search, served_model(config)
     threads = max(1, len(os.sched_getaffinity(0)) // section.num_scorers)
+    by_text = not reads_tokens_of(model, options.model)
     generators: Generators = Pool(
         "generators",
         generator_maker(config, options, model.facts.step_rule),
@@ -120,7 +121,7 @@ def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, 
     )
     scorers: Scorers = Pool(
         "scorers",
-        scorer_maker(config, model, aggregation_of(config, model), _reads_texts(config, model, options), threads),
+        scorer_maker(config, model, aggregation_of(config, model), by_text, threads),
         section.num_scorers,
         room=_BATCHES_AHEAD * section.token_budget,
     )
@@ -131,17 +132,6 @@ def served_model(config: RunConfig) -> ServedModel:
     """The run's own model, as search holds it."""
     section = config.search
     return replace(own_model(config), token_budget=section.token_budget, cache_tokens=section.cache_tokens)
-
-
-def _reads_texts(config: RunConfig, model: ServedModel, options: SamplerOptions) -> bool:
-    """Whether the reward model cannot read the generator's tokens."""
-    if model.is_published:
-        return True
-    try:
-        check_vocabularies(model.folder, options.model)
-    except UserError:
-        return True
-    return False
 
 
 def search_options(config: RunConfig, model: str) -> SamplerOptions:

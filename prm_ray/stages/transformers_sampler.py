@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class TransformersSampler:
     def __init__(self, options: SamplerOptions):
         torch.set_num_threads(options.num_threads)
         self._options = options
+        self._one_at_a_time = threading.Lock()  # the seed is torch's own, for all threads
         self._model: PreTrainedModel = load_model(options.model, options.dtype, options.trust_remote_code)
         tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code, needs_chat=False)
         self._tokenizer = tokenizer
@@ -47,7 +49,8 @@ class TransformersSampler:
         ]
         samples: list[list[Sample]] = []
         for batch in self._batches([len(prompt) for prompt in prompts], limits, decoding.num_samples):
-            samples += self._batch(prompts[batch], limits[batch], seeds[batch.start], decoding)
+            with self._one_at_a_time:
+                samples += self._batch(prompts[batch], limits[batch], seeds[batch.start], decoding)
         return samples
 
     def close(self) -> None:

@@ -14,10 +14,13 @@ from ray.serve.schema import ServeDeploySchema
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
+from prm_ray.models import read_prm_json, write_prm_json
 from prm_ray.scorer import Scorer
+from prm_ray.search.strategies import STRATEGIES
 from prm_ray.serve import server
 from prm_ray.serve.keys import new_key
 from prm_ray.serve.manifest import manifest
+from prm_ray.serve.searchlimits import TAKEN_BY
 from prm_ray.tables import StageFolder
 from tests.servedruns import call, make_run
 
@@ -41,7 +44,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     key, line = new_key("tests")
     keys = folder / "keys"
     keys.write_text(line + "\n")
-    config = make_run(folder, generator="vllm", best_of=4, api_keys_file=keys)
+    config = make_run(folder, generator="vllm", best_of=4, max_candidates=64, api_keys_file=keys)
+    checkpoint = StageFolder(folder, "train").path
+    # an untrained model hardly ever writes a newline, but many words
+    write_prm_json(checkpoint, read_prm_json(checkpoint) | {"step_rule": "regex: "})
     yield Server(config, server.start(config), keys, key)
     server.stop()
 
@@ -93,6 +99,22 @@ def test_what_the_generator_cannot_do_is_named(served: Server) -> None:
     assert whole is not None and " " in whole.strip()
     cut = create(model="any", messages=MESSAGES, temperature=0, max_tokens=30, stop=" ", extra_body={"best_of": 1})
     assert cut.choices[0].message.content == whole[: whole.index(" ")] and cut.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"best_of_n"}))
+def test_every_strategy_answers(served: Server, strategy: str) -> None:
+    prm = {"strategy": strategy, "return_candidates": True} | ({"expand": 2} if strategy in TAKEN_BY["expand"] else {})
+    create = served.client().chat.completions.create
+    reply = create(model="any", messages=MESSAGES, max_tokens=8, extra_body={"best_of": 4, "prm": prm})
+    metadata = reply.prm_metadata  # type: ignore[attr-defined]
+    candidates, search = metadata["candidates"], metadata["search"]
+    assert search["strategy"] == strategy and search["num_ended"] == len(candidates) and not metadata["problems"]
+    assert [sum(each["step_rewards"]) for each in candidates] == pytest.approx([each["reward"] for each in candidates])
+    assert metadata["rewards"] == [max(each["reward"] for each in candidates)]
+    assert reply.choices[0].message.content in [each["text"] for each in candidates]
+    assert reply.usage is not None and reply.usage.completion_tokens == search["sampled_tokens"]
+    if strategy != "adaptive":
+        assert search["num_drawn"] > search["num_ended"] and any(len(each["steps"]) > 1 for each in candidates)
 
 
 def test_keys_are_asked_for_and_come_and_go_while_the_server_runs(served: Server) -> None:

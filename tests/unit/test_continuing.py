@@ -120,3 +120,37 @@ def test_a_real_engine_continues_many_at_a_time(tiny_model: str):
     found = asyncio.run(work())
     assert all(each.error is None and 1 <= len(each.tokens) <= 60 for each in found)
     assert all((each.finish_reason is None) <= ("\n" in each.text) for each in found)
+
+
+@pytest.mark.parametrize("rule", ["newline", "blank_line", "step_k", "none"])
+@pytest.mark.parametrize("stop", ["\n\nStep 3", "😀", "= 3\nS", "wo", "Answer"])
+def test_a_response_ends_before_a_stop_text_wherever_steps_and_tokens_end(tiny_model: str, rule: str, stop: str):
+    tokenizer = load_tokenizer(tiny_model)
+    reciter = Reciter(tokenizer, [5])
+    continuer = Continuer(options(tiny_model), tokenizer, rule, reciter)
+    wanted = TEXT[: TEXT.index(stop)]
+    for whole in (True, False):
+        last = Proposal()
+        tokens: tuple[int, ...] = ()
+        while last.finish_reason is None:
+            draw, decoding = Draw(whole), Decoding(1, 1.0, 1.0, (stop,))
+            last = asyncio.run(continuer([5], tokens, last.text, draw, None, decoding))
+            tokens = (*tokens, *last.tokens)
+        assert (last.text, last.finish_reason, tokens[-1]) == (wanted, "stop", tokenizer.eos_token_id)
+        # of a stop text that began in the step before, its beginning stays among the tokens
+        assert decode(tokenizer, tokens) in (wanted, *(wanted + stop[:end] for end in range(1, len(stop))))
+
+
+def test_a_request_has_its_own_temperature_and_greedy_draws_have_none(tiny_model: str):
+    seen: list[Decoding] = []
+
+    class Noting:
+        async def sample(self, prompts, seeds, max_tokens, decoding):
+            seen.append(decoding)
+            return [[Sample([9], [], "stop")]]
+
+    continuer = Continuer(options(tiny_model), load_tokenizer(tiny_model), "newline", Noting())
+    own = Decoding(4, 0.3, 0.9, ("x",))
+    for greedy in (False, True):
+        asyncio.run(continuer([5], (), "", Draw(whole=False, greedy=greedy), 20, own))
+    assert seen == [Decoding(1, 0.3, 0.9, ("\n", "x")), Decoding(1, 0.0, 1.0, ("\n", "x"))]

@@ -119,7 +119,7 @@ def test_candidates_with_the_same_answer_may_vote_together(
     sevens = [text for text in TEXTS if text.endswith("7")]
     rewards = {text: each.rewards["min"] for text, each in zip(TEXTS, scorer.score(PROBLEM, TEXTS), strict=True)}
     assert found["choices"][0]["message"]["content"] == max(sevens, key=lambda text: rewards[text])
-    assert [each["answer"] for each in found["prm_metadata"]["candidates"]][:3] == ["7", "8", "7"]
+    assert [each["answer"] for each in found["prm_metadata"]["candidates"]].count("7") == len(sevens) == 4
 
 
 def test_a_stream_ends_as_openais_does(scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]) -> None:

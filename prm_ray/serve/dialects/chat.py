@@ -5,119 +5,33 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from fastapi.responses import StreamingResponse
-from pydantic import ConfigDict, Field, model_validator
 
 from prm_ray.answers import final_answer
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
 from prm_ray.models import build_messages
 from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.asking import Asked, Asking
-from prm_ray.serve.bodies import EXAMPLE_PROBLEM, Body, ItemError, Message, example
+from prm_ray.serve.bodies import ItemError
+from prm_ray.serve.dialects.chatbodies import (
+    ChatReply,
+    ChatRequest,
+    ChatUsage,
+    Choice,
+    ChoiceMessage,
+    PrmMetadata,
+    ScoredCandidate,
+    SearchFacts,
+)
 from prm_ray.serve.generator import Generated
+from prm_ray.serve.searching import Wanted, search
+from prm_ray.serve.searchlimits import check_search
 from prm_ray.serve.strictjson import strict_router
-from prm_ray.settings import Aggregation
 
 router = strict_router("gateway")
-
-
-class PrmOptions(Body):
-    """How the answer is chosen."""
-
-    model: str | None = None
-    """The reward model, one of /v1/models; none = the first."""
-    aggregation: Aggregation | None = None
-    vote: Literal["none", "weighted", "majority"] = "none"
-    """Candidates with the same final answer vote together, with the softmax of their rewards or with one each."""
-    return_candidates: bool = False
-
-
-class ChatRequest(Body):
-    """As OpenAI's; what is not named here goes to the generator as it is."""
-
-    model_config = ConfigDict(extra="allow") | example(
-        messages=[{"role": "user", "content": EXAMPLE_PROBLEM}], best_of=4, prm={"return_candidates": True}
-    )
-
-    model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
-    n: int = Field(1, ge=1)
-    """Choices in the reply, best first."""
-    best_of: int | None = Field(None, ge=1)
-    """Candidates to choose from; none = the server's own number, at least n."""
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-    prm: PrmOptions = PrmOptions()
-
-    @model_validator(mode="after")
-    def _enough(self) -> ChatRequest:
-        if self.best_of is not None and self.best_of < self.n:
-            raise ValueError(f"best_of is {self.best_of}; it must be at least n, {self.n}")
-        if self.messages[-1].role != "user":
-            raise ValueError("the last of messages must have the role user")
-        return self
-
-    def for_generator(self) -> dict[str, Any]:
-        """The body without what chooses among the candidates."""
-        ours = {"n", "best_of", "stream", "stream_options", "prm"}
-        return {key: value for key, value in self.model_dump(exclude_unset=True).items() if key not in ours}
-
-
-class ChoiceMessage(Body):
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class Choice(Body):
-    index: int
-    message: ChoiceMessage
-    finish_reason: str
-    logprobs: None = None
-
-
-class ChatUsage(Body):
-    """Of the generator, over all candidates."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ScoredCandidate(Body):
-    text: str
-    reward: float | None
-    step_rewards: list[float] | None
-    steps: list[str] | None
-    answer: str | None = None
-    error: ItemError | None = None
-
-
-class PrmMetadata(Body):
-    model: str
-    aggregation: str
-    vote: str
-    num_candidates: int
-    num_requested: int
-    rewards: list[float | None]
-    """Of the choices."""
-    step_rewards: list[list[float] | None]
-    problems: list[str]
-    """Why there are fewer candidates than requested, or some could not be scored."""
-    scored_tokens: int
-    candidates: list[ScoredCandidate] | None = None
-
-
-class ChatReply(Body):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: ChatUsage
-    prm_metadata: PrmMetadata
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -138,9 +52,30 @@ async def _answer(request: ChatRequest, ask: Asking) -> ChatReply:
     if len(messages) == 1:  # generator and reward model each have a prompt that they learnt to answer problems in
         text = messages[0]["content"]
         problem, messages = text, build_messages(ask.gateway().prompt, text)
-    generated = await ask.generate(request.for_generator() | {"messages": messages}, count)
+    body = request.for_generator() | {"messages": messages}
+    if request.prm.strategy != "best_of_n":
+        return await _searched(request, ask, facts, problem, body, count)
+    generated = await ask.generate(body, count)
     scored = await ask.score(facts, [Ask(problem, [each.text for each in generated.candidates])])
     return _reply(request, ask, facts, generated, scored, count)
+
+
+async def _searched(
+    request: ChatRequest, ask: Asking, facts: ModelFacts, problem: Problem, body: dict[str, Any], count: int
+) -> ChatReply:
+    gateway, strategy = ask.gateway(), request.prm.strategy
+    plan = request.prm.plan(count, gateway.search)
+    check_search(strategy, plan, body.get("temperature"), gateway.steps is not None, ask.max_candidates)
+    wanted = Wanted(strategy, plan, problem, body, request.prm.aggregation or facts.aggregation)
+    found = await search(ask, facts, wanted)
+    reply = _reply(request, ask, facts, found.generated, found.scored, count)
+    reply.prm_metadata.search = SearchFacts(
+        strategy=strategy,
+        num_drawn=found.num_drawn,
+        num_ended=len(found.generated.candidates),
+        sampled_tokens=found.generated.completion_tokens,
+    )
+    return reply
 
 
 def _reply(
