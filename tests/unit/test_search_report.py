@@ -206,6 +206,12 @@ def test_the_page_of_a_resumed_search_says_that_it_saw_only_its_last_start(repor
     assert "This start only:" in page and "the 7 searches of earlier starts" in page
 
 
+def test_a_search_that_was_over_at_once_has_a_page_too(report_of):
+    short = {name: pool | {"over_time": [[0.0, 1.0, 0]]} for name, pool in USAGE.items()}
+    _, page = report_of(BEST_OF_N, {"done_before": 5, "pools": short})
+    assert "This start only" in page
+
+
 def test_a_page_without_figures_of_the_pools_says_that_they_are_not_known(report_of, tmp_path):
     _, page = report_of(BEST_OF_N)
     assert "Not known" in page and not (tmp_path / "search" / "utilisation.png").exists()

@@ -103,8 +103,9 @@ def accuracy_chart(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Values from `low` to `high` -> places from `start` to `end`, in SVG units."""
-    return lambda value: round(start + (value - low) / (high - low) * (end - start), 1)
+    """Values from `low` to `high` -> places from `start` to `end`, in SVG units; the start where both are one."""
+    span = (high - low) or 1.0
+    return lambda value: round(start + (value - low) / span * (end - start), 1)
 
 
 def _draw(line: Series, x: Callable[[float], float], y: Callable[[float], float]) -> dict[str, Any]:
