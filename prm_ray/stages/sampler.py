@@ -20,6 +20,8 @@ from prm_ray.stages.transformers_sampler import TransformersSampler
 _CPU_MAX_SEQUENCES = 256
 """Responses a CPU engine decodes at once; memory traffic of the weights is then shared by all of them."""
 _CPU_KV_CACHE_GIB = 2
+_CPU_BLOCK = 32
+"""Tokens of a block of the prefix cache; with vLLM's own 128 a short prompt, or a step, fills none and is never reused."""
 
 
 def make_sampler(options: SamplerOptions) -> Sampler:
@@ -104,7 +106,7 @@ def _engine_options(options: SamplerOptions) -> dict[str, Any]:
         "disable_log_stats": True,
     }
     if not options.num_gpus:
-        settings |= {"enforce_eager": True, "max_num_seqs": _CPU_MAX_SEQUENCES}
+        settings |= {"enforce_eager": True, "max_num_seqs": _CPU_MAX_SEQUENCES, "block_size": _CPU_BLOCK}
     return settings | options.engine_options
 
 
