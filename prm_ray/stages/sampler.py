@@ -21,7 +21,7 @@ _CPU_MAX_SEQUENCES = 256
 """Responses a CPU engine decodes at once; memory traffic of the weights is then shared by all of them."""
 _CPU_KV_CACHE_GIB = 2
 _CPU_BLOCK = 32
-"""Tokens of a block of the prefix cache; with vLLM's own 128 a short prompt, or a step, fills none and is never reused."""
+"""Tokens of a block of the prefix cache; of vLLM's own 128, a short prompt or step fills none and is never reused."""
 
 
 def make_sampler(options: SamplerOptions) -> Sampler:
