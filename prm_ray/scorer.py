@@ -43,6 +43,7 @@ from prm_ray.texts import (
     check_numbers,
     check_scoring,
     encode_candidates,
+    longest_text,
     scored_responses,
 )
 
@@ -198,6 +199,11 @@ class Scorer:
             beta_schedule=beta_schedule or facts.get("beta_schedule", "constant"),
             cache_tokens=cache_tokens,
         )
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of prompt and response that it reads together; None = no limit."""
+        return longest_text(self.policy)
 
     def score(self, problem: Problem, responses: Sequence[Response]) -> list[ScoredResponse]:
         """Score responses to one problem, in their order.

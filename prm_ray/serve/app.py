@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from prm_ray.config import RunConfig, parse_config
 from prm_ray.runlog import log
-from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
+from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored, session_of
 from prm_ray.scoring.replica import Limits, Replica
 from prm_ray.scoring.served import ServedModel, load_scorer, served_models
 from prm_ray.serve.api import make_api
@@ -40,8 +38,6 @@ from prm_ray.stages.sampling import SamplerOptions
 
 _TRIES = 4
 """A replica may die with a request, and the next one may be stopping: scoring twice changes nothing."""
-_BEGINNING = 200
-"""Letters (or tokens) of a conversation by which it is taken to be of a problem."""
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """A problem goes to the replica that has it in its prefix cache, or to the next one if that is full."""
 
@@ -99,7 +95,7 @@ class ServeBackend:
         self._handles = dict(zip(self.models, handles, strict=True))
 
     async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
-        handle = self._handles[model].options(session_id=_session(asks[0]))
+        handle = self._handles[model].options(session_id=session_of(asks[0]))
         outcome = await ask_replica(lambda: handle.score.remote(asks, options))
         assert isinstance(outcome, Scored)
         return outcome
@@ -283,12 +279,3 @@ def scorer_deployment(section: ServeSection, number: int, replica: type = Scorer
 def _replica_arguments(section: ServeSection, model: ServedModel) -> tuple[ServedModel, Limits, int]:
     limits = Limits(section.max_tokens, section.max_queued_tokens, model.token_budget)
     return model, limits, section.num_replicas
-
-
-def _session(ask: Ask | Conversation) -> str:
-    """The same for responses to the same problem, so that they meet in one replica's prefix cache."""
-    if isinstance(ask, Ask):
-        known: object = ask.problem
-    else:
-        known = ask.prompt or ask.whole[:_BEGINNING]
-    return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
