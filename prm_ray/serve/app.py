@@ -15,7 +15,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from prm_ray.config import RunConfig, parse_config
 from prm_ray.runlog import log
@@ -126,8 +126,13 @@ async def ask_replica(send: Callable[[], Awaitable[Any]]) -> Any:
     """A replica's reply. Raises `RefusedError` for a refusal, or where none can answer after a few tries."""
     refusal = Refusal(503, "unavailable", "no replica with the model answers; try again", 2)
     for attempt in range(_TRIES):
+        asked = send()
         try:
-            outcome = await send()
+            outcome = await asked
+        except asyncio.CancelledError:  # Serve goes on with what a request asked for until the request itself ends
+            if isinstance(asked, DeploymentResponse):
+                asked.cancel()
+            raise
         except BackPressureError:
             raise RefusedError(Refusal(429, "overloaded", "too many requests wait; try again later", 1)) from None
         except (RayActorError, DeploymentUnavailableError):

@@ -83,10 +83,16 @@ class AnswerAnyway:
             answer.is_over = True
             for each in (task, signs, probe):
                 each.cancel()
-            await asyncio.wait((task, signs, probe))
+            await asyncio.wait((task, signs, probe), timeout=_FIRST_SIGN_SECONDS)
 
     async def _probe(self, scope: Scope, sign: asyncio.Event) -> None:
+        received = False
+
         async def nothing() -> Message:
+            nonlocal received
+            if received:  # who asks again waits for the client to leave
+                await asyncio.Event().wait()
+            received = True
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def look(message: Message) -> None:

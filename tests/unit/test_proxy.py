@@ -21,6 +21,7 @@ class Inner:
         if scope["path"].startswith("/-/"):
             await PlainTextResponse("success")(scope, receive, send)
             return
+        reading = asyncio.create_task(read(receive))
         try:
             while self.starting:
                 await asyncio.sleep(0.01)
@@ -29,7 +30,15 @@ class Inner:
             self.num_given_up += scope["path"] != "/healthz"
             await PlainTextResponse("cancelled", 500)(scope, receive, send)  # nobody is to see it
             raise
+        finally:
+            reading.cancel()
         await JSONResponse({"path": scope["path"]})(scope, receive, send)
+
+
+async def read(receive: Any) -> None:
+    """As Serve's proxy does: until the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @pytest.fixture(autouse=True)
