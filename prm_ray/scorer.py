@@ -4,7 +4,8 @@
     for response in scorer.score("12 + 45 - 8", ["12 + 45 = 57\\n57 - 8 = 49\\nAnswer: 49"]):
         print(response.steps, response.step_rewards, response.rewards["sum"])
 
-The batch stage, the server and search use this class, so they cannot disagree.
+The batch stage, the server and search use this class, so they cannot disagree but by rounding: in bfloat16 that differs
+with what else is in a batch, and with what a prefix cache holds.
 """
 
 from __future__ import annotations
