@@ -270,7 +270,12 @@ def _key_parser(verb: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("name", metavar="NAME", help="whose it is, for the log and the rate")
     parser.add_argument("--file", metavar="FILE", type=Path, help="append the key's line to this file")
-    parser.add_argument("--requests-per-minute", metavar="N", type=int, help="most requests (default: no limit)")
+    parser.add_argument(
+        "--requests-per-minute",
+        metavar="N",
+        type=int,
+        help="most requests (default: no limit); of them a sixth at once, at least one, the others spread evenly",
+    )
     return parser
 
 

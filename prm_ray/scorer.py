@@ -4,7 +4,8 @@
     for response in scorer.score("12 + 45 - 8", ["12 + 45 = 57\\n57 - 8 = 49\\nAnswer: 49"]):
         print(response.steps, response.step_rewards, response.rewards["sum"])
 
-The batch stage, the server and search use this class, so they cannot disagree.
+The batch stage, the server and search use this class, so they cannot disagree but by rounding: in bfloat16 that differs
+with what else is in a batch, and with what a prefix cache holds.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from prm_ray.texts import (
     check_numbers,
     check_scoring,
     encode_candidates,
+    longest_text,
     scored_responses,
 )
 
@@ -198,6 +200,11 @@ class Scorer:
             beta_schedule=beta_schedule or facts.get("beta_schedule", "constant"),
             cache_tokens=cache_tokens,
         )
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of prompt and response that it reads together; None = no limit."""
+        return longest_text(self.policy)
 
     def score(self, problem: Problem, responses: Sequence[Response]) -> list[ScoredResponse]:
         """Score responses to one problem, in their order.

@@ -624,7 +624,7 @@ class ServeSection(Section):
     max_body_mb: float = Field(16, gt=0)
     """Largest body of a request in MiB; beyond it the answer is 413."""
     body_timeout_seconds: float = Field(10, gt=0)
-    """Longest pause between two pieces of a body; beyond it the answer is 408."""
+    """Longest pause between two pieces of a body; the whole may take ten times as long. Beyond: 408."""
     log_requests: bool = True
     """A JSON line a request in the ingress' log file, without any text of it."""
     log_text: bool = False

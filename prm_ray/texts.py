@@ -14,7 +14,7 @@ from prm_ray.core.rewards import AGGREGATIONS, aggregate
 from prm_ray.core.steps import check_rule, step_token_ends
 from prm_ray.core.support import check_model
 from prm_ray.errors import UserError
-from prm_ray.models import build_messages, decode, encode_prompt, encode_response, token_char_ends
+from prm_ray.models import build_messages, decode, encode_prompt, encode_response, prompt_text, token_char_ends
 from prm_ray.settings import PromptSection
 
 if TYPE_CHECKING:
@@ -128,14 +128,25 @@ def encode_candidates(
 
 def encode_problem(tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: Problem) -> list[int]:
     """Token ids of a problem. Raises `UserError` for what is none."""
+    tokens, messages = _tokens_or_messages(prompt, problem)
+    return tokens or encode_prompt(tokenizer, messages)
+
+
+def problem_text(tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: Problem) -> str | list[int]:
+    """The text that `encode_problem` tokenizes, or the token ids that it takes as they are. Raises as it does."""
+    tokens, messages = _tokens_or_messages(prompt, problem)
+    return tokens or prompt_text(tokenizer, messages)
+
+
+def _tokens_or_messages(prompt: PromptSection, problem: Problem) -> tuple[list[int], list[dict[str, str]]]:
     if isinstance(problem, str):
-        return encode_prompt(tokenizer, build_messages(prompt, problem))
+        return [], build_messages(prompt, problem)
     if isinstance(problem, list) and problem and all(type(token) is int for token in problem):
-        return [token for token in problem if isinstance(token, int)]
+        return [token for token in problem if isinstance(token, int)], []
     if isinstance(problem, list) and problem and all(map(_is_message, problem)):
-        return encode_prompt(tokenizer, [message for message in problem if isinstance(message, dict)])
+        return [], [message for message in problem if isinstance(message, dict)]
     raise UserError(
-        f"problem {problem!r} must be a text, a list of messages (with the texts role and content) "
+        f"problem {repr(problem)[:200]} must be a text, a list of messages (with the texts role and content) "
         "or a list of token ids"
     )
 

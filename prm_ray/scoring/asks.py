@@ -5,12 +5,18 @@ A refusal is a value too, for an exception would cross processes as a traceback.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 Problem = str | list[dict[str, str]] | list[int]
 Response = str | list[int]
+
+
+_BEGINNING = 200
+"""Letters (or tokens) of a conversation by which it is taken to be of a problem; of a problem also its last ones."""
 
 
 @dataclass(frozen=True)
@@ -171,3 +177,20 @@ class Backend(Protocol):
     async def num_ready(self) -> dict[str, int]:
         """Model -> replicas that can answer now."""
         ...
+
+
+def session_of(ask: Ask | Conversation) -> str:
+    """The same for responses to the same problem, so that they meet in one replica's prefix cache."""
+    if isinstance(ask, Ask):
+        known: object = _ends(ask.problem)
+    else:
+        known = _ends(ask.prompt) if ask.prompt else ask.whole[:_BEGINNING]
+    return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
+
+
+def _ends(problem: Problem) -> object:
+    """What tells problems apart, of one that may have megabytes."""
+    if isinstance(problem, list):
+        messages = [*problem[:_BEGINNING], *problem[-_BEGINNING:]]
+        return len(problem), [_ends(each["content"]) if isinstance(each, dict) else each for each in messages]
+    return len(problem), problem[:_BEGINNING], problem[-_BEGINNING:]

@@ -29,6 +29,7 @@ from prm_ray.scoring.asks import (
     Scored,
 )
 from prm_ray.scoring.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
+from prm_ray.scoring.sizing import TooManyTokensError, encoded_problem, is_long, size_up
 from prm_ray.texts import ResponseError, ScoredResponse
 
 Prepared = TypeVar("Prepared")
@@ -91,6 +92,8 @@ class Replica:
         in_thread = asyncio.get_running_loop().run_in_executor
         try:
             encoded = await in_thread(self._encoder, self._encode, asks, options)
+        except TooManyTokensError as error:
+            return Refusal(413, "too_many_tokens", str(error))
         except UserError as error:
             return Refusal(422, "invalid_request", str(error))
         jobs = [each.prepared for each in encoded if each.prepared is not None]
@@ -143,31 +146,40 @@ class Replica:
         return getattr(self._scorer, "num_cached_tokens", 0)
 
     def _encode(self, asks: Sequence[Ask | Conversation], options: Options) -> list[_Encoded]:
-        return [self._encode_one(ask, options) for ask in asks]
+        if not is_long(self._scorer, asks):
+            return [self._encode_one(ask, {}, options) for ask in asks]
+        sized = size_up(self._scorer, asks, self._limits.max_tokens, options.truncate)
+        return [self._encode_one(each.ask, each.failures, options) for each in sized]
 
-    def _encode_one(self, ask: Ask | Conversation, options: Options) -> _Encoded:
+    def _encode_one(self, ask: Ask | Conversation, known: dict[int, Failure], options: Options) -> _Encoded:
+        """`known`: responses that are too long, and not to be encoded."""
+        if len(known) == len(ask.responses):
+            return _Encoded(None, [], set(), known)
         if isinstance(ask, Conversation):
             try:
                 ask = Ask(*split_conversation(self._scorer.tokenizer, ask.whole, ask.prompt))
             except ResponseError as error:
                 return _Encoded(None, [], set(), {0: Failure(error.kind, str(error))})
-        if not any(map(_is_blank, ask.responses)):
+        if not known and not any(map(_is_blank, ask.responses)):
             try:
                 prepared = self._scorer.prepare(ask.problem, ask.responses)
                 return _Encoded(prepared, [*range(len(ask.responses))], set(), {})
             except ResponseError:
                 pass  # one of them; which others can be scored is found one by one
+        problem = encoded_problem(self._scorer, ask.problem)
         good: dict[int, Response] = {}
         truncated: set[int] = set()
-        failures: dict[int, Failure] = {}
+        failures = dict(known)
         for number, response in enumerate(ask.responses):
+            if number in known:
+                continue
             try:
-                good[number] = self._readable(ask.problem, response, options)
+                good[number] = self._readable(problem, response, options)
                 if good[number] is not response:
                     truncated.add(number)
             except ResponseError as error:
                 failures[number] = Failure(error.kind, str(error).replace("response 0", f"response {number}", 1))
-        prepared = self._scorer.prepare(ask.problem, list(good.values())) if good else None
+        prepared = self._scorer.prepare(problem, list(good.values())) if good else None
         return _Encoded(prepared, list(good), truncated, failures)
 
     def _readable(self, problem: Problem, response: Response, options: Options) -> Response:

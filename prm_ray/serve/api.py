@@ -72,7 +72,9 @@ async def _answer_refused(request: Request, error: Exception) -> JSONResponse:
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     """An unknown path, a wrong method, a body that is no JSON."""
     assert isinstance(error, HTTPException)
-    kind = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    kind = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}.get(
+        error.status_code, "invalid_request"
+    )
     return _error(error.status_code, kind, str(error.detail), error.headers)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from contextvars import Context
@@ -17,7 +15,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from prm_ray.config import RunConfig, parse_config
-from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, Scored
+from prm_ray.scoring.asks import Ask, Conversation, ModelFacts, Options, Refusal, Scored, session_of
 from prm_ray.scoring.replica import Limits, Replica
 from prm_ray.scoring.served import ServedModel, load_scorer, reads_tokens_of, served_models
 from prm_ray.serve.api import make_api
@@ -34,8 +32,6 @@ from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, SearchSection, ServeSection
 from prm_ray.stages.cluster import share_of_cores
 
-_BEGINNING = 200
-"""Letters (or tokens) of a conversation by which it is taken to be of a problem."""
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """A problem goes to the replica that has it in its prefix cache, or to the next one if that is full."""
 
@@ -65,7 +61,7 @@ class ServeBackend:
         self._handles = dict(zip(self.models, handles, strict=True))
 
     async def score(self, model: str, asks: Sequence[Ask | Conversation], options: Options) -> Scored:
-        handle = self._handles[model].options(session_id=_session(asks[0]))
+        handle = self._handles[model].options(session_id=session_of(asks[0]))
         # By the context Serve takes all questions of one HTTP request for one, and its router forgets all but the last
         # of those that wait with it for a replica: nobody would ever answer a search that asks many at a time.
         outcome = await ask_replica(lambda: Context().run(handle.score.remote, asks, options))
@@ -214,12 +210,3 @@ def scorer_deployment(section: ServeSection, number: int, replica: type = Scorer
 def _replica_arguments(section: ServeSection, model: ServedModel) -> tuple[ServedModel, Limits, int]:
     limits = Limits(section.max_tokens, section.max_queued_tokens, model.token_budget)
     return model, limits, section.num_replicas
-
-
-def _session(ask: Ask | Conversation) -> str:
-    """The same for responses to the same problem, so that they meet in one replica's prefix cache."""
-    if isinstance(ask, Ask):
-        known: object = ask.problem
-    else:
-        known = ask.prompt or ask.whole[:_BEGINNING]
-    return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()

@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 from prm_ray.scoring.asks import Cost, Failure, ModelFacts, Problem
 
 Text = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -139,6 +139,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         404: "no such model, or no generator",
         408: "the body came too slowly",
         413: "too large, too many candidates, or too many tokens",
+        415: "the body's Content-Type is not application/json",
         422: "a field that is wrong, named in the message",
         429: "the queue is full, or the key's rate is used up: try again after Retry-After seconds",
         500: "the server failed; its log says why",

@@ -105,6 +105,8 @@ async def gather_candidates(
             refusals[0] if refusals else Refusal(502, "bad_generator", "the generator gave no candidate")
         )
     generated.problems = list(dict.fromkeys(refusal.message for refusal in refusals))
+    if not refusals and len(generated.candidates) < count:
+        generated.problems.append(f"the generator gave {len(generated.candidates)} of {count} candidates")
     return generated
 
 

@@ -32,13 +32,15 @@ OPEN_PATHS = frozenset({"/healthz", "/health", "/readyz"}) | PLAYGROUND_PATHS
 """Need no key."""
 _NO_REQUEST_ID = re.compile(r"[^\w.:-]", re.ASCII)
 _REQUEST_ID_LIMIT = 200
+_WHOLE_BODY = 10
+"""Times the pause that is allowed between two pieces: a body that drips is not read for ever."""
 
 
 @dataclass(frozen=True)
 class GuardLimits:
     max_body_bytes: int
     body_timeout_seconds: float
-    """From one piece of the body to the next."""
+    """From one piece of the body to the next; the whole of it may take `_WHOLE_BODY` times as long."""
 
 
 class Traffic:
@@ -147,6 +149,7 @@ class _LimitedBody:
     def __init__(self, limits: GuardLimits, receive: Receive):
         self._limits, self._receive = limits, receive
         self._size, self._is_whole = 0, False
+        self._started: float | None = None
         self.refusal: Refusal | None = None
 
     def check_announced(self, headers: Headers) -> None:
@@ -158,12 +161,17 @@ class _LimitedBody:
     async def receive(self) -> Message:
         if self._is_whole:  # what follows the body is the client's leaving, which may come late
             return await self._receive()
+        pause, now = self._limits.body_timeout_seconds, time.monotonic()
+        self._started = now if self._started is None else self._started
+        left = self._started + _WHOLE_BODY * pause - now
         try:
-            async with asyncio.timeout(self._limits.body_timeout_seconds):
+            async with asyncio.timeout(min(pause, left)):
                 message = await self._receive()
         except TimeoutError:
-            seconds = self._limits.body_timeout_seconds
-            return self._end(Refusal(408, "body_too_slow", f"no more of the body came within {seconds:g} s"))
+            late = f"no more of the body came within {pause:g} s"
+            if left < pause:
+                late = f"the whole body did not come within {_WHOLE_BODY * pause:g} s"
+            return self._end(Refusal(408, "body_too_slow", late))
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)

@@ -1,9 +1,12 @@
 """What Serve's HTTP proxy says when it has nobody to ask: an answer like the server's own, which may be asked again.
 
-By itself it answers 404 before the application is there, and 500 where the replica that held a request died.
+By itself it answers 404 before the application is known, lets requests wait while the application's first replica
+starts, and answers 500 where the replica that held a request died.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -15,10 +18,33 @@ from prm_ray.serve.bodies import error_body
 SETTING = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "prm_ray.serve.proxy.middlewares")
 """Environment variable of the proxy's process, and its value: Serve calls that function."""
 _AGAIN_AFTER_SECONDS = "2"
+_FIRST_SIGN_SECONDS = 2.0
+"""So long a request waits for an application that has not answered anything yet."""
+_OF_THE_PROXY = "/-/"
+"""What Serve's proxy answers itself."""
 
 
 def middlewares() -> list[Middleware]:
     return [Middleware(AnswerAnyway)]
+
+
+class _Answer:
+    """What comes back for one request, if anything does."""
+
+    def __init__(self, send: Send):
+        self._send = send
+        self.has_begun = self.is_over = False
+        self.sign = asyncio.Event()
+        """The application is there: it has begun this answer, or given another."""
+
+    async def pass_on(self, message: Message) -> None:
+        starts = message["type"] == "http.response.start" and not _is_unknown_path(message)
+        if starts and not self.is_over:
+            self.has_begun = True
+            if message["status"] < 500:  # Serve's proxy has 500 and more for a replica that did not start
+                self.sign.set()
+        if self.has_begun and not self.is_over:
+            await self._send(message)
 
 
 class AnswerAnyway:
@@ -26,23 +52,56 @@ class AnswerAnyway:
 
     def __init__(self, app: ASGIApp):
         self._app = app
+        self._is_there = False
+        """The application has answered this process: from then on a request may wait, for its replicas are replaced
+        without losing any."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(_OF_THE_PROXY):
             return await self._app(scope, receive, send)
-        answered = False
-
-        async def pass_on(message: Message) -> None:
-            nonlocal answered
-            answered = answered or (message["type"] == "http.response.start" and not _is_unknown_path(message))
-            if answered:
-                await send(message)
-
-        await self._app(scope, receive, pass_on)
-        if not answered:
+        answer = _Answer(send)
+        if self._is_there:
+            await self._app(scope, receive, answer.pass_on)
+        else:
+            await self._unless_nobody_is_there(answer, scope, receive)
+        if not answer.has_begun:
             body = error_body("unavailable", "nobody is there to answer at this moment; try again")
             reply = JSONResponse(body, status_code=503, headers={"Retry-After": _AGAIN_AFTER_SECONDS})
             await reply(scope, receive, send)
+
+    async def _unless_nobody_is_there(self, answer: _Answer, scope: Scope, receive: Receive) -> None:
+        """Ends it if the application gives no sign of life in time. A request may take long, so it is asked for one."""
+        task = asyncio.ensure_future(self._app(scope, receive, answer.pass_on))
+        signs = asyncio.ensure_future(answer.sign.wait())
+        probe = asyncio.ensure_future(self._probe(scope, answer.sign))
+        try:
+            await asyncio.wait((task, signs), timeout=_FIRST_SIGN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            self._is_there = self._is_there or answer.sign.is_set()
+            if task.done() or self._is_there:
+                await task
+        finally:  # also when the client has left
+            answer.is_over = True
+            for each in (task, signs, probe):
+                each.cancel()
+            await asyncio.wait((task, signs, probe), timeout=_FIRST_SIGN_SECONDS)
+
+    async def _probe(self, scope: Scope, sign: asyncio.Event) -> None:
+        received = False
+
+        async def nothing() -> Message:
+            nonlocal received
+            if received:  # who asks again waits for the client to leave
+                await asyncio.Event().wait()
+            received = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def look(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                sign.set()
+
+        path = scope.get("root_path", "") + "/healthz"
+        asked = {"method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": []}
+        await self._app({**scope, **asked}, nothing, look)
 
 
 def _is_unknown_path(start: Message) -> bool:

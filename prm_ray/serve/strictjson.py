@@ -10,6 +10,8 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
@@ -24,9 +26,20 @@ class _StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            if self.methods & _WITH_BODY:
+                _check_content_type(request)
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+def _check_content_type(request: Request) -> None:
+    """Raises for a body that would not be read as JSON: the framework would call it a wrong value."""
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        said = f"not {given[:100]!r}" if given else "and the request has none"
+        raise HTTPException(415, f"Content-Type must be application/json, {said}")
 
 
 def strict_router(tag: str) -> APIRouter:

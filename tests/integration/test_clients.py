@@ -117,6 +117,9 @@ def test_openai_chat_completions_streams_the_same_answer(chat: openai.OpenAI) ->
 
 def test_openai_errors_keep_their_message_and_models_are_listed(chat: openai.OpenAI) -> None:
     assert [model.id for model in chat.models.list()] == ["demo"]
+    assert chat.models.retrieve("demo").id == "demo"
+    with pytest.raises(openai.NotFoundError, match="model 'other' is not served"):
+        chat.models.retrieve("other")
     with pytest.raises(openai.UnprocessableEntityError, match="best_of is 1; it must be at least n, 2"):
         chat.chat.completions.create(model="demo", messages=MESSAGES, n=2, extra_body={"best_of": 1})
     with pytest.raises(openai.NotFoundError, match="model 'other' is not served"):

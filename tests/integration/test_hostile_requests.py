@@ -52,6 +52,8 @@ def body(**changes: Any) -> bytes:
         (body(problem=None, prompt_tokens=[10**9]), 422, "1000000000"),
         (body(responses=[[10**9]]), 200, "1000000000"),
         (body(responses=[[-1]]), 422, "responses.0"),
+        (body(responses=[[True]]), 422, "responses.0"),
+        (body(responses=["\ufffd" * 15_000]), 413, "tokens"),
         (body(responses={"0": "3"}), 422, "responses: Input should be a valid list"),
         (body(model="../../etc/passwd"), 404, "is not served"),
         (body(model="x" * 10_000), 422, "model"),
@@ -71,7 +73,12 @@ def test_a_hostile_body_is_refused_by_name(url: str, content: bytes, status: int
 def test_another_content_type_is_not_read_as_json(url: str) -> None:
     for kind in ("text/plain", "application/xml", "multipart/form-data; boundary=x"):
         reply = httpx.post(f"{url}/v1/rewards", content=body(), headers={"Content-Type": kind})
-        assert reply.status_code == 422, kind
+        assert reply.status_code == 415 and reply.json()["error"]["type"] == "unsupported_media_type", kind
+        assert reply.json()["error"]["message"] == f"Content-Type must be application/json, not {kind!r}"
+    missing = httpx.post(f"{url}/v1/rewards", content=body())
+    assert missing.status_code == 415 and "Content-Type must be application/json" in missing.text
+    other = httpx.post(f"{url}/v1/rewards", content=body(), headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    assert other.status_code == 200
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(url: str) -> None:

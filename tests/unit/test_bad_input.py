@@ -1,14 +1,15 @@
 """Bad input ends a run with one clear line before Ray starts and before any stage has worked."""
 
 import json
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from prm_ray.config import parse_config
+from prm_ray.config import TABLES, RunConfig, load_config, parse_config
 from prm_ray.errors import UserError
 from prm_ray.models import load_model, write_prm_json
 from prm_ray.rewardmodels import load_with_value_head
@@ -142,3 +143,34 @@ def test_a_judge_that_does_not_exist(tmp_path: Path, tiny_model: str) -> None:
 
 def test_an_import_that_does_not_exist(tmp_path: Path, tiny_model: str) -> None:
     assert "nowhere.jsonl" in refused(tmp_path, tiny_model, **{"import": {"source": "nowhere.jsonl"}})
+
+
+def test_a_table_is_set_name_by_name_on_the_command_line(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text("[serve]\nmodels = { first = 'runs/a', gone = 'runs/b' }\n")
+    words = ["serve.models.qwen-2.5=runs/c", "serve.models.gone=", "import.fields.text=solution"]
+    config = load_config(path, [*words, "generate.engine_options.max_num_seqs=8"])
+    assert config.serve.models == {"first": Path("runs/a"), "qwen-2.5": Path("runs/c")}
+    assert config.import_.fields == {"text": "solution"} and config.generate.engine_options == {"max_num_seqs": 8}
+    tables = {
+        f"{section.alias or name}.{key}"
+        for name, section in RunConfig.model_fields.items()
+        for key, field in getattr(section.annotation, "model_fields", {}).items()
+        if get_origin(field.annotation) is dict
+    }
+    assert tables == set(TABLES)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.beta.x=1", "train.beta is no table; section.key.name=value is for generate.engine_options"),
+        ("serve.models.=runs/c", "must have the form section.key=value"),
+        ("serve.models.second", "must have the form section.key=value"),
+        ("import.fields.text=1", "import.fields.text: Input should be a valid string (got 1)"),
+    ],
+)
+def test_a_wrong_name_below_a_setting_is_said(tmp_path: Path, override: str, message: str):
+    (tmp_path / "run.toml").write_text("")
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(tmp_path / "run.toml", [override])

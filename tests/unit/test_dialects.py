@@ -160,3 +160,8 @@ def test_a_response_may_begin_with_what_merges_with_the_end_of_its_prompt(
     body = {"query": [text + response]} | ({"prompts": [text]} if with_prompts else {})
     found = reply(tiny_api({"demo": scorer}), "/get_reward", body)
     assert found["rewards"] == pytest.approx([scorer.score(list(prompt), [tokens])[0].rewards["min"]], abs=1e-5)
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+def test_no_conversation_at_all_is_refused(api: FastAPI, path: str) -> None:
+    assert "at least 1 item" in reply(api, path, {"input": []}, 422)["error"]["message"]

@@ -149,6 +149,20 @@ def test_what_came_in_time_is_used_and_it_is_said(
     assert found["prm_metadata"]["problems"] == ["the generator took longer than 2 s"]
 
 
+def test_a_generator_that_gives_fewer_than_it_was_asked_for_is_named(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    handler, url = generator
+
+    def one(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        status, reply = well(number, body)
+        return status, reply | {"choices": reply["choices"][:1]}
+
+    handler.script = staticmethod(one)
+    found = ask(scorer, url).json()["prm_metadata"]
+    assert found["problems"] == [f"the generator gave {found['num_candidates']} of 8 candidates"]
+
+
 @pytest.mark.parametrize(
     ("script", "status", "kind"),
     [

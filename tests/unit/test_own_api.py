@@ -169,16 +169,20 @@ def test_models_are_listed_and_asked_by_name(scorer: Scorer, tiny_model: str, ot
     other = tiny_scorer(other_tiny_model, tiny_model)
     api = tiny_api({"demo": scorer, "other": other})
     body = {"problem": PROBLEM, "responses": RESPONSES}
-    listed, first, named, ready = asyncio.run(
+    listed, retrieved, unknown, first, named, ready = asyncio.run(
         asked(
             api,
             lambda client: client.get("/v1/models"),
+            lambda client: client.get("/v1/models/demo"),
+            lambda client: client.get("/v1/models/org/none"),
             post("/v1/rewards", body),
             post("/v1/rewards", body | {"model": "other"}),
             lambda client: client.get("/readyz"),
         )
     )
     assert [model["id"] for model in listed.json()["data"]] == ["demo", "other"]
+    assert retrieved.json() == listed.json()["data"][0]
+    assert unknown.status_code == 404 and unknown.json()["error"]["type"] == "model_not_found"
     assert (first.json()["model"], named.json()["model"]) == ("demo", "other")
     expected = other.score(PROBLEM, RESPONSES)[0].rewards
     assert named.json()["results"][0]["rewards"] == pytest.approx(expected, abs=1e-5)

@@ -145,6 +145,16 @@ class Model(Body):
     aggregation: str
     step_rule: str
 
+    @classmethod
+    def of(cls, facts: ModelFacts) -> Model:
+        return cls(
+            id=facts.name,
+            reward=facts.reward,
+            with_reference=facts.with_reference,
+            aggregation=facts.aggregation,
+            step_rule=facts.step_rule,
+        )
+
 
 class Models(Body):
     object: Literal["list"] = "list"
@@ -158,16 +168,13 @@ class Models(Body):
 @router.get("/v1/models")
 async def models(ask: Asked) -> Models:
     return Models(
-        data=[
-            Model(
-                id=facts.name,
-                reward=facts.reward,
-                with_reference=facts.with_reference,
-                aggregation=facts.aggregation,
-                step_rule=facts.step_rule,
-            )
-            for facts in ask.models()
-        ],
+        data=[Model.of(facts) for facts in ask.models()],
         max_candidates=ask.max_candidates,
         best_of=ask.best_of,
     )
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, ask: Asked) -> Model:
+    """One of them by its name; 404 if it is not served."""
+    return Model.of(ask.model(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -28,6 +28,8 @@ from prm_ray.settings import Aggregation
 
 router = strict_router("vLLM")
 
+_Each = TypeVar("_Each")
+_AtLeastOne = Annotated[list[_Each], Field(min_length=1)]
 _QUERY_NAMES = ("queries", "query", "text_1", "data_1")
 _DOCUMENT_NAMES = ("documents", "items", "text_2", "data_2")
 
@@ -127,7 +129,7 @@ async def score(request: ScoreRequest, ask: Asked) -> ScoreReply:
 class InputRequest(PoolingKeys):
     """Whole conversations: as a chat, as text in the model's chat template, or as token ids of such text."""
 
-    input: Text | TokenIds | list[Text] | list[TokenIds] | None = None
+    input: Text | TokenIds | _AtLeastOne[Text] | _AtLeastOne[TokenIds] | None = None
     messages: Annotated[list[Message], Field(min_length=2)] | None = None
     """Ends with the assistant's turn: the response."""
     add_special_tokens: bool = False
