@@ -85,3 +85,8 @@ def test_values_of_responses_without_an_answer_are_not_read():
 
 def test_two_answers_close_together_gain_more_from_further_responses_than_a_settled_one():
     assert outlook(["a", "b"] * 4, [0.0] * 8, 8).gain > outlook(["a"] * 7 + ["b"], [0.0] * 8, 8).gain
+
+
+def test_a_change_to_another_answer_of_many_scattered_ones_is_worth_less_than_it_is_likely():
+    scattered = outlook(list("abcdefgh"), [0.0] * 8, 8)
+    assert scattered.gain < scattered.change / 3
