@@ -1,12 +1,12 @@
 """Adaptive N and early rejection on recorded candidates: what they pay in accuracy and save in tokens.
 
-    python -m benchmarks.adaptive runs/demo/scores
+    python -m benchmarks.adaptive runs/demo/search --n 16
     python -m benchmarks.adaptive candidates.parquet --orders 20
 
-Reads the scores of a run (`scores/`), or a Parquet file or folder of rows with prompt_id, answer, correct, value and
-num_tokens (for rejection also prefix_values and step_ends). The strategies of `prm_ray.search` themselves are run, with
-a generator that gives N of the recorded candidates of a problem in a random order, and a scorer that gives their
-recorded values; all problems are open, and one round is in flight.
+Reads the best-of-N of a search (`search/`), the scores of a run (`scores/`), or a Parquet file or folder of rows with
+prompt_id, answer, correct, value and num_tokens (for rejection also prefix_values and step_ends). The strategies of
+`prm_ray.search` themselves are run, with a generator that gives N of the recorded candidates of a problem in a random
+order, and a scorer that gives their recorded values; all problems are open, and one round is in flight.
 
 Printed, as means over the orders: accuracy and tokens of fixed N, of adaptive N under budgets and error levels, and of
 early rejection, and each accuracy less that of all N candidates on the same problems and orders, with 95 % bootstrap
@@ -64,6 +64,8 @@ def read(path: Path, aggregation: str, split: str) -> list[Problem]:
     problems: dict[str, Problem] = {}
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     for row in (row for file in files for row in pq.read_table(file).to_pylist()):
+        if row.get("strategy", "best_of_n") != "best_of_n":
+            continue
         value = row.get("value", row.get(f"reward_{aggregation}"))
         if row.get("split", split) == split and value is not None and row["correct"] is not None:
             values, ends = prefixes(row, value, aggregation)
@@ -78,8 +80,8 @@ def prefixes(row: dict[str, Any], value: float, aggregation: str) -> tuple[tuple
 
     if row.get("prefix_values") and row.get("step_ends"):
         return tuple(row["prefix_values"]), tuple(row["step_ends"])
-    if not row.get("step_rewards"):
-        return (value,), (row.get("num_tokens") or len(row["response_tokens"]),)
+    if not row.get("step_rewards") or not row.get("step_ends"):
+        return (value,), (row.get("num_tokens") or row.get("num_sampled") or len(row["response_tokens"]),)
     rewards, ends = row["step_rewards"], row["step_ends"]
     return tuple(aggregate(rewards[: at + 1], aggregation, end) for at, end in enumerate(ends)), tuple(ends)
 

@@ -119,9 +119,12 @@ class _Votes:
         count_K = np.bincount(self.kind_n).astype(np.int64)
         coming_DK = rng.multinomial(ahead, _masses(count_K, num_draws, rng))
         cell_R = np.repeat(np.arange(coming_DK.size), coming_DK.ravel())  # R = D * ahead responses to come
-        vote_R = np.exp(self._coming_log_votes(cell_R % coming_DK.shape[1], count_K, rng))
+        log_vote_R = self._coming_log_votes(cell_R % coming_DK.shape[1], count_K, rng)
+        top_D = np.zeros(num_draws)  # votes are relative within a draw, and the highest may be beyond any float
+        np.maximum.at(top_D, cell_R // coming_DK.shape[1], log_vote_R)
+        vote_R = np.exp(log_vote_R - top_D[cell_R // coming_DK.shape[1]])
         final_DK = np.bincount(cell_R, vote_R, minlength=coming_DK.size).astype(np.float64).reshape(coming_DK.shape)
-        final_DK[:, : len(count_K)] += self.now_K
+        final_DK[:, : len(count_K)] += self.now_K * np.exp(-top_D)[:, None]
         return final_DK
 
     def _coming_log_votes(

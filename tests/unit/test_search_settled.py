@@ -90,3 +90,10 @@ def test_two_answers_close_together_gain_more_from_further_responses_than_a_sett
 def test_a_change_to_another_answer_of_many_scattered_ones_is_worth_less_than_it_is_likely():
     scattered = outlook(list("abcdefgh"), [0.0] * 8, 8)
     assert scattered.gain < scattered.change / 3
+
+
+def test_votes_beyond_any_float_still_have_an_outlook():
+    """As `best` has them: one response outweighs all below it."""
+    with np.errstate(all="raise", under="ignore"):
+        sharp = outlook(list("aabcdefg"), np.arange(8) * -400.0, 8)
+    assert 0 < sharp.change < 1 and 0 < sharp.gain <= sharp.change
