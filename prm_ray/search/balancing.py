@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from prm_ray.runlog import log
 from prm_ray.search.pool import Pool
 
 
@@ -39,3 +40,4 @@ async def balance(first: Pool[Any, Any], second: Pool[Any, Any], seconds: float)
 async def _move(source: Pool[Any, Any], target: Pool[Any, Any]) -> None:
     await source.remove()
     target.add()
+    log.info("search: %d %s and %d %s now", target.num_workers, target.name, source.num_workers, source.name)

@@ -35,7 +35,7 @@ from prm_ray.stages.searching.report import text, write_report
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.stages.searching.units import Pending, check_budget, make_units, pending_searches
 from prm_ray.stages.searching.workers import generator_maker, scorer_maker
-from prm_ray.tables import StageFolder
+from prm_ray.tables import StageFolder, in_words
 
 _BATCHES_AHEAD = 2
 """Batches of tokens that a scorer holds: the next one is ready when a pass ends."""
@@ -68,7 +68,10 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     print(f"{text(report)}\nreport: {folder.path / 'report.html'}", flush=True)
     counted = table.count()
     if not counted.num_scored:
-        raise UserError(f"no candidate of {counted.rows} has a reward ({counted.failed}): see the column error")
+        raise UserError(
+            f"no candidate of {counted.rows} has a reward ({in_words(counted.failed)}): the column error of search/ says "
+            "more; mend it and search again with --fresh search"
+        )
     return StageResult(total, counted.rows, counted.failed, counted.tokens, {"backend": options.backend})
 
 
