@@ -69,8 +69,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     counted = table.count()
     if not counted.num_scored:
         raise UserError(
-            f"no candidate of {counted.rows} has a reward ({in_words(counted.failed)}): the column error of search/ says "
-            "more; mend it and search again with --fresh search"
+            f"no candidate of {counted.rows} has a reward ({in_words(counted.failed)}): the column error of search/ "
+            "says more; mend it and search again with --fresh search"
         )
     return StageResult(total, counted.rows, counted.failed, counted.tokens, {"backend": options.backend})
 
