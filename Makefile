@@ -27,7 +27,7 @@ demo: $(STAMP)  ## make, train, evaluate and compare a reward model on this mach
 test: $(STAMP)  ## all tests: unit, integration (Ray on CPU, a real small model), chaos (kills)
 	$(BIN)/python -m pytest tests
 
-test-unit: $(STAMP)  ## tests without Ray, under a minute
+test-unit: $(STAMP)  ## tests without Ray, a few minutes
 	$(BIN)/python -m pytest tests/unit
 
 check: $(STAMP)  ## style, types, layers and unit tests

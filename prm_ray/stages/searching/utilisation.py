@@ -133,7 +133,7 @@ def utilisation_figure(report: dict[str, Any], ink: Ink) -> Figure | None:
             name = f"{track.name}, mean {100 * report['usage']['pools'][track.name]['busy']:.0f} % busy"
             axes.stairs(each, track.edges, baseline=None, color=color, linewidth=1.6, label=name)
         axes.set_ylabel(title.replace(" waiting", "\nwaiting"))
-        axes.set_ylim(0, 1.04 * ticks[-1])
+        axes.set_ylim(0, 1.04 * (ticks[-1] or 1))
     both[0].legend(
         frameon=False, labelcolor=ink.text, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9
     )
