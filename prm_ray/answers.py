@@ -258,6 +258,7 @@ def _judge_by_function(
 
 def _serve(pipe: Connection, name: str, seconds: float, pattern: str | None) -> None:
     """Body of the child process: one (text, gold) in, one judgement out, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
     try:
         judge = _load(name)
     except (ImportError, AttributeError) as error:

@@ -45,6 +45,11 @@ _VERBS = {
     "compare": "compare finished runs: one page, pictures and a table",
 }
 _ALL = "all"
+_EXAMPLES = {
+    "demo": "demo run.seed=1",
+    "search": """search configs/demo.toml search.num_problems=20 'search.strategies=["best_of_n", "beam"]'
+  (strategies and settings: docs/searching.md)""",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -197,8 +202,8 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _verb_parser(verb: str) -> argparse.ArgumentParser:
-    example = "demo" if verb == "demo" else f"{verb} configs/debug.toml"
-    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), f"example:\n  prm-ray {example} run.seed=1\n")
+    example = _EXAMPLES.get(verb, f"{verb} configs/debug.toml run.seed=1")
+    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), f"example:\n  prm-ray {example}\n")
     if verb == "demo":
         add_overrides(parser)
     else:

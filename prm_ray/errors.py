@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can cause or must know about; plain subclasses, so they survive pickling by Ray."""
+"""The kinds of failure a user can cause or must know about; plain subclasses, so they survive pickling by Ray."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; every rank stops before the optimizer moves the weights."""
+
+
+class EngineError(RuntimeError):
+    """An engine does not start, or not any more, for a reason that is not the user's. What is finished is kept."""

@@ -111,6 +111,11 @@ class StageFolder:
         self.manifest_path.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def clear_if_empty(self) -> None:
+        """Remove a folder in which nothing was made: the next start may have other settings."""
+        if [path.name for path in self.path.iterdir()] == ["started.json"]:
+            self.clear()
+
     def part_path(self, index: int) -> Path:
         return self.path / f"part-{index:05d}.parquet"
 

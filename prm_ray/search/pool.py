@@ -234,12 +234,22 @@ class Pool(Generic[Job, Result]):
                 await seat.worker.start()
                 break
             except WorkerDiedError as error:
+                self.num_deaths += 1
+                log.warning(
+                    "search: one of the %s died while it started, %d of %d", self.name, attempt + 1, _MAX_STARTS
+                )
                 if attempt == _MAX_STARTS - 1:
-                    return self._fail(error)
+                    return self._give_up(seat, error)
             except Exception as error:  # a model that does not load: nobody can work, so everybody is told
                 return self._fail(error)
         seat.is_up = True
         self._dispatch()
+
+    def _give_up(self, seat: _Seat[Job, Result], error: WorkerDiedError) -> None:
+        """The others go on without it; without any the pool has failed."""
+        self._seats.remove(seat)
+        if not self._seats:
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error

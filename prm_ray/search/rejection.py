@@ -35,19 +35,27 @@ def calibrate(prefix_values: Sequence[Sequence[float]], correct: Sequence[bool],
 
     At most a share `lost_right` of right responses falls below it. Raises `UserError` if there are too few for that.
     """
-    if not 0 < lost_right < 1:
-        raise UserError(f"lost_right {lost_right}: must be between 0 and 1")
     right = [values for values, is_right in zip(prefix_values, correct, strict=True) if is_right]
     lowest = sorted(min(values[:-1], default=math.inf) for values in right)
     if any(math.isnan(value) for value in lowest):
         raise UserError("a prefix value of a calibration response is nan: must be a number")
-    rank = math.floor(lost_right * (len(lowest) + 1) + 1e-9)  # 0.07 * 100 is 7.000000000000001, and 0.29 * 100 below 29
+    return lowest[threshold_rank(len(lowest), lost_right) - 1]
+
+
+def threshold_rank(num_right: int, lost_right: float) -> int:
+    """Which of the lowest values of so many right responses is the threshold, from 1 on.
+
+    Raises `UserError` if there are too few.
+    """
+    if not 0 < lost_right < 1:
+        raise UserError(f"search.lost_right {lost_right}: must be between 0 and 1")
+    rank = math.floor(lost_right * (num_right + 1) + 1e-9)  # 0.07 * 100 is 7.000000000000001, and 0.29 * 100 below 29
     if rank < 1:
         raise UserError(
-            f"lost_right {lost_right}: must be at least {1 / (len(lowest) + 1):.3g}, for there are {len(lowest)} right "
-            "responses to calibrate on"
+            f"search.lost_right {lost_right}: must be at least {1 / (num_right + 1):.3g}, for there are {num_right} "
+            "right responses to calibrate on"
         )
-    return lowest[rank - 1]
+    return rank
 
 
 @dataclass

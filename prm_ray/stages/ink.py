@@ -28,11 +28,11 @@ class Ink:
 
 LIGHT = Ink(
     *("#ffffff", "#14181f", "#5b6472", "#e2e6ec", "#16945a", "#d6521c"),
-    ("#2563eb", "#d97706", "#0d9488", "#c026d3", "#dc2626", "#4d7c0f", "#0e7490", "#7c3aed"),
+    ("#2563eb", "#d97706", "#0d9488", "#c026d3", "#dc2626", "#4d7c0f", "#0e7490", "#7c3aed", "#92400e"),
 )
 DARK = Ink(
     *("#181e27", "#e7ebf1", "#9aa5b5", "#2b3442", "#34d38c", "#fb844a"),
-    ("#6ea0ff", "#fbbf24", "#2dd4bf", "#e879f9", "#f87171", "#a3e635", "#22d3ee", "#a78bfa"),
+    ("#6ea0ff", "#fbbf24", "#2dd4bf", "#e879f9", "#f87171", "#a3e635", "#38bdf8", "#a78bfa", "#d6a06c"),
 )
 _LABEL: dict[str, Any] = {"fontsize": 9.0, "va": "center", "annotation_clip": False}
 

@@ -77,6 +77,8 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
         result = module.run(config, folder)
     except Exception as error:  # Ray wraps a worker's exception in many types; the known cause in it is what helps
         cause = known_cause(error)
+        if isinstance(cause, UserError) and not resumed:
+            folder.clear_if_empty()
         if cause is None or cause is error:
             raise
         raise cause from error

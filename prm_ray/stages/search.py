@@ -17,13 +17,13 @@ from typing import Any
 
 from prm_ray.answers import Judge, exact_answer
 from prm_ray.config import RunConfig
-from prm_ray.errors import UserError
+from prm_ray.errors import EngineError, UserError
 from prm_ray.models import base_model_path
 from prm_ray.runlog import Progress, log
 from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of
 from prm_ray.search.balancing import balance
 from prm_ray.search.driver import Driver, Generators, Scorers
-from prm_ray.search.pool import Pool
+from prm_ray.search.pool import Pool, WorkerDiedError
 from prm_ray.search.strategies import REJECTING
 from prm_ray.settings import SearchSection
 from prm_ray.stages.cluster import check_room
@@ -94,6 +94,11 @@ async def _search(
             find_answer = partial(exact_answer, gold=None, pattern=config.label.answer_pattern)
             units = make_units(config, pending, table, waiting, threshold)
             await Driver(generators, scorers, waiting, find_answer).run(units, table.take)
+        except WorkerDiedError as error:
+            raise EngineError(
+                f"no generator, or no scorer, of search starts any more: {error}; what is finished is kept, and the "
+                "same command goes on from there"
+            ) from None
         finally:
             balancing.cancel()
             await asyncio.gather(generators.close(), scorers.close())

@@ -220,3 +220,27 @@ def test_usage_says_how_busy_the_workers_were():
     assert pool.usage.full_seconds == pytest.approx(20.0, abs=0.1)
     assert pool.usage.busy == pytest.approx(20.0 / (2 * 15), abs=0.02)
     assert max(at.busy for at in pool.usage.over_time()) == pytest.approx(1.0)
+
+
+def test_a_worker_that_does_not_start_any_more_is_done_without_while_others_are_up():
+    class Unlucky(Sleeper):
+        async def start(self) -> None:
+            if self.num_starts:
+                raise WorkerDiedError("out of memory")
+            await super().start()
+
+    async def work() -> tuple[list[float], int, object]:
+        workers: list[Unlucky] = []
+        pool: Pool = Pool("toys", lambda: workers.append(Unlucky([])) or workers[-1], 2, room=1)
+        await pool.start()
+        asks = asyncio.gather(*map(pool.submit, [3.0] * 6))
+        await asyncio.sleep(1)
+        await workers[0].kill()
+        results, left = await asks, pool.num_workers
+        await workers[1].kill()
+        last = await asyncio.gather(pool.submit(1.0), return_exceptions=True)
+        return results, left, last[0]
+
+    results, left, last = run_in_virtual_time(work())
+    assert results == [3.0] * 6 and left == 1
+    assert isinstance(last, WorkerDiedError) and "out of memory" in str(last)

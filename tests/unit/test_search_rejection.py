@@ -91,9 +91,14 @@ def test_right_responses_are_lost_at_most_at_the_stated_level(lost_right, num_ri
 @pytest.mark.parametrize(
     ("values", "correct", "lost_right", "message"),
     [
-        ([[0.0, 0.0]] * 9, [True] * 9, 0.05, "lost_right 0.05: must be at least 0.1, for there are 9 right responses"),
-        ([], [], 0.05, "lost_right 0.05: must be at least 1, for there are 0 right responses"),
-        ([[0.0, 0.0]] * 9, [True] * 9, 1.5, "lost_right 1.5: must be between 0 and 1"),
+        (
+            [[0.0, 0.0]] * 9,
+            [True] * 9,
+            0.05,
+            "search.lost_right 0.05: must be at least 0.1, for there are 9 right responses",
+        ),
+        ([], [], 0.05, "search.lost_right 0.05: must be at least 1, for there are 0 right responses"),
+        ([[0.0, 0.0]] * 9, [True] * 9, 1.5, "search.lost_right 1.5: must be between 0 and 1"),
         ([[np.nan, 0.0]] * 9, [True] * 9, 0.5, "a prefix value of a calibration response is nan"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from prm_ray.config import RunConfig, load_config
 from prm_ray.errors import UserError
-from prm_ray.stages import search
+from prm_ray.stages import pipeline, search
 from tests.searchruns import run_to_search
 
 MESSAGES = {
@@ -69,3 +69,28 @@ def test_a_judge_that_does_not_load_is_named(tmp_path: Path, tiny_model: str):
     odd = config.model_copy(update={"label": config.label.model_copy(update={"judge": "nowhere:judge"})})
     with pytest.raises(UserError, match=r"label\.judge 'nowhere:judge': ModuleNotFoundError"):
         search.check(odd)
+
+
+def test_a_level_of_rejection_that_the_held_out_responses_cannot_give_is_refused_before_anything_loads(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = run_to_search(tmp_path, tiny_model, 4, strategies=["rejection"], lost_right=0.01)
+    rows = [{"correct": number < 9} for number in range(20)]
+    monkeypatch.setattr("prm_ray.stages.searching.calibration.held_out_responses", lambda config: rows)
+    with pytest.raises(UserError, match=r"search\.lost_right 0\.01: must be at least 0\.1, for there are 9 right"):
+        search.check(config)
+
+
+def test_what_was_refused_before_anything_was_made_pins_no_settings(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise UserError("a generator of search needs 1 GPU")
+
+    monkeypatch.setattr("prm_ray.stages.cluster.start_ray", lambda config: None)
+    monkeypatch.setattr(search, "run", refuse)
+    first = run_to_search(tmp_path, tiny_model, 4, sizes=[8])
+    other = first.model_copy(update={"search": first.search.model_copy(update={"sizes": [4]})})
+    for config in (first, other):
+        with pytest.raises(UserError, match="needs 1 GPU"):
+            pipeline.run_stage(config, "search")

@@ -17,7 +17,7 @@ from prm_ray.runlog import log
 from prm_ray.search.candidate import Candidate, Reward
 from prm_ray.search.driver import ScoreJob, Scorers, Unit
 from prm_ray.search.plan import Plan
-from prm_ray.search.rejection import calibrate
+from prm_ray.search.rejection import calibrate, threshold_rank
 from prm_ray.stages.trainingsets import held_out_responses
 from prm_ray.tables import StageFolder, write_json
 
@@ -48,16 +48,18 @@ async def reject_threshold(config: RunConfig, scorers: Scorers, folder: StageFol
 
 
 def check_calibration(config: RunConfig) -> None:
-    """Raises `UserError` if a threshold is needed and there is nothing to find it on."""
+    """Raises `UserError` if a threshold is needed and there is nothing, or too little, to find it on."""
     section = config.search
     rejecting = [name for name in section.strategies if name.endswith("rejection")]
     if not rejecting or section.reject_below is not None:
         return
-    if config.score.model is not None or not held_out_responses(config):
+    rows = [] if config.score.model is not None else held_out_responses(config)
+    if not rows:
         raise UserError(
             f"search.strategies has {rejecting[0]!r}, whose threshold is found on training problems that train held "
             "out, and there are none: set search.reject_below"
         )
+    threshold_rank(sum(bool(row["correct"]) for row in rows), section.lost_right)
 
 
 def prefix_values(reward: Reward, aggregation: str) -> list[float]:

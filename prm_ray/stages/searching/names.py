@@ -13,7 +13,7 @@ _STRATEGIES = {
     "mcts": "Tree search",
     "adaptive": "Adaptive N",
     "rejection": "Early rejection",
-    "adaptive_rejection": "Adaptive N with early rejection",
+    "adaptive_rejection": "Adaptive N, rejecting",
 }
 PICK_NAMES = {"best": "the highest reward", "weighted_vote": "by weighted vote", "majority": "by majority vote"}
 """Behind the word `picking`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prm_ray.stages.ink import Ink, end_labels, new_axes
+from prm_ray.stages.ink import LIGHT, Ink, end_labels, new_axes
 from prm_ray.stages.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, spread, ticks_between
 from prm_ray.stages.searching.names import PICK_NAMES, arm_name, name_of
 
@@ -49,7 +49,7 @@ def accuracy_series(report: dict[str, Any]) -> list[Series]:
     for number, strategy in enumerate(shown):
         arms = [arm for arm in report["arms"] if arm["strategy"] == strategy]
         points = [_point(arm, how, arm_name(arm)) for arm in arms]
-        css = f"s{1 + number % 7}"
+        css = f"s{1 + number % (len(LIGHT.series) - 1)}"
         found.append(Series(name_of(strategy), css, sorted(points, key=lambda point: point["tokens"])))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -85,7 +86,7 @@ class _ActorWorker:
         try:
             await self._actor.ready.remote()
         except RayActorError as error:
-            raise known_cause(error) or WorkerDiedError(f"it does not start: {error}") from None
+            raise known_cause(error) or WorkerDiedError(first_cause(error)) from None
 
     async def ask(self, *arguments: Any) -> Any:
         try:
@@ -100,6 +101,13 @@ class _ActorWorker:
             async with asyncio.timeout(_STOP_SECONDS):
                 await self._actor.close.remote()
         ray.kill(self._actor)
+
+
+def first_cause(error: RayActorError) -> str:
+    """The last line of the traceback that Ray shows, or its first word on it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b.*: ", line)]
+    return (causes or lines or ["no reason is known"])[-1 if causes else 0][:300]
 
 
 class GeneratorWorker(_ActorWorker):
