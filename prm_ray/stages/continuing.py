@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from prm_ray.core.steps import step_char_ends, token_ends_at
 from prm_ray.models import decode, encode_response, token_char_ends
@@ -44,7 +47,8 @@ class Continuer:
         self._options, self._tokenizer, self._rule = options, tokenizer, step_rule
         self._sampler = sampler or make_sampler(options)
         is_one_at_a_time = isinstance(self._sampler, TransformersSampler)
-        self._draw_one = _Merged(self._sampler).draw if is_one_at_a_time else _Single(self._sampler).draw
+        merged = _Merged(self._sampler, options.num_threads)
+        self._draw_one = merged.draw if is_one_at_a_time else _Single(self._sampler).draw
 
     async def __call__(
         self,
@@ -143,13 +147,15 @@ _Job = tuple[Sequence[int], int, int, Decoding]
 class _Merged:
     """Draws that come while a batch is computed are the next batch: transformers computes one at a time."""
 
-    def __init__(self, sampler: Sampler):
-        self._sampler = sampler
+    def __init__(self, sampler: Sampler, num_threads: int):
+        self._sampler, self._num_threads = sampler, num_threads
         self._batcher: Batcher[_Job, Sample] | None = None
 
     async def draw(self, prompt: Sequence[int], seed: int, max_tokens: int, decoding: Decoding) -> Sample:
         if self._batcher is None:  # made in the loop of the first draw: an actor is constructed outside of it
-            self._batcher = Batcher(self._work, token_budget=SEQUENCES, max_queued_tokens=2**62)
+            # how many threads compute is a property of the thread that asks, and the batcher has one of its own
+            threads = partial(torch.set_num_threads, self._num_threads)
+            self._batcher = Batcher(self._work, SEQUENCES, max_queued_tokens=2**62, initializer=threads)
         (result,) = await self._batcher.submit([(prompt, seed, max_tokens, decoding)], [Size(1)])
         if isinstance(result, BaseException):
             raise result
