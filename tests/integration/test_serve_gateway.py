@@ -103,7 +103,9 @@ def test_what_the_generator_cannot_do_is_named(served: Server) -> None:
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"best_of_n"}))
 def test_every_strategy_answers(served: Server, strategy: str) -> None:
-    prm = {"strategy": strategy, "return_candidates": True} | ({"expand": 2} if strategy in TAKEN_BY["expand"] else {})
+    prm: dict[str, Any] = {"strategy": strategy, "return_candidates": True}
+    prm |= {"expand": 2} if strategy in TAKEN_BY["expand"] else {}
+    prm |= {"reject_below": -1e9} if strategy in TAKEN_BY["reject_below"] else {}
     create = served.client().chat.completions.create
     reply = create(model="any", messages=MESSAGES, max_tokens=8, extra_body={"best_of": 4, "prm": prm})
     metadata = reply.prm_metadata  # type: ignore[attr-defined]
