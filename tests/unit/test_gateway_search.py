@@ -71,7 +71,8 @@ def test_every_strategy_answers_with_its_best_response_and_counts_all_it_sampled
     read = [list(toy.tokens[text]) if by_tokens else text for text in texts]
     ours = [each.rewards["min"] for each in scorer.score(PROBLEM, read)]
     assert [each["reward"] for each in metadata["candidates"]] == pytest.approx(ours, abs=1e-5)
-    assert found["choices"][0]["message"]["content"] == texts[ours.index(max(ours))]
+    answer = found["choices"][0]["message"]["content"]  # of responses that share their worst step either may be it
+    assert ours[texts.index(answer)] == pytest.approx(max(ours), abs=1e-5)
     facts = {"strategy": strategy, "num_drawn": len(toy.starts), "num_ended": len(texts)}
     assert metadata["search"] == facts | {"sampled_tokens": toy.num_sampled}
     assert found["usage"] == {
