@@ -564,7 +564,7 @@ class SearchSection(Section):
     gpus_per_scorer: float = Field(0, ge=0)
     balance_seconds: float = Field(0, ge=0)
     """Every so many seconds a worker of the pool that has less to do becomes one of the other; 0 = never."""
-    responses_per_generator: int = Field(64, ge=1)
+    responses_per_generator: int = Field(256, ge=1)
     """Responses that a generator works on at once."""
     token_budget: int = Field(8192, ge=1)
     """Tokens of one forward pass of a scorer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +30,9 @@ _GPU_MARGIN = 0.9
 """Of an engine's share of a GPU: the rest is for what vLLM does not count."""
 _STOP_SECONDS = 20.0
 _NO_LIMIT = 2**62
+_GATHERING = 0.25
+"""Seconds between the moments at which a scorer on a CPU takes what has come: passes over a few tokens each would take
+the cores from the generator that they share them with. On a GPU of its own it takes each at once."""
 
 
 class GeneratorActor:
@@ -52,6 +56,7 @@ class ScorerActor:
     """One reward model; what is asked together becomes batches of its token budget."""
 
     def __init__(self, model: ServedModel, aggregation: str, num_threads: int | None):
+        self._gathering = 0.0 if num_threads is None else _GATHERING
         self._replica = Replica(
             load_scorer(model), Limits(_NO_LIMIT, _NO_LIMIT, model.token_budget), num_threads=num_threads
         )
@@ -61,6 +66,8 @@ class ScorerActor:
         pass
 
     async def run(self, problem: str | list[int], response: str | list[int]) -> Reward:
+        if self._gathering:
+            await asyncio.sleep(self._gathering - time.monotonic() % self._gathering)
         scored = await self._replica.score([Ask(problem, [response])], Options())
         if isinstance(scored, Refusal):
             return Reward(error=f"{scored.kind}: {scored.message}")
