@@ -1,11 +1,9 @@
-"""The strategies by name, and what each asks of its plan."""
+"""The strategies by name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 
-from prm_ray.errors import UserError
 from prm_ray.search.adaptive import adaptive_n
 from prm_ray.search.beam import beam
 from prm_ray.search.best_of_n import best_of_n
@@ -52,25 +50,3 @@ ADAPTIVE = ("adaptive", "adaptive_rejection")
 
 KEEP_BEAMS = ("beam", "dvts", "lookahead")
 """Those whose plan's size must be a multiple of its `expand`."""
-
-
-def check_plan(strategy: str, plan: Plan) -> None:
-    """Raises `UserError` for a strategy that is not known, or a plan that it cannot follow."""
-    if strategy not in STRATEGIES:
-        raise UserError(f"search.strategy is {strategy!r}; it must be one of {', '.join(STRATEGIES)}")
-    for name, count in (
-        ("sizes", plan.size),
-        ("expand", plan.expand),
-        ("lookahead", plan.lookahead),
-        ("descents", plan.descents),
-    ):
-        if count < 1:
-            raise UserError(f"search.{name} has {count}; it must be a whole number of at least 1")
-    if strategy in KEEP_BEAMS and plan.size % plan.expand:
-        raise UserError(
-            f"search.sizes has {plan.size}; for {strategy} it must be a multiple of search.expand, {plan.expand}"
-        )
-    if not (plan.temperature > 0 and math.isfinite(plan.temperature)):
-        raise UserError(f"search.temperature is {plan.temperature}; it must be a number above 0")
-    if not (plan.exploration >= 0 and math.isfinite(plan.exploration)):
-        raise UserError(f"search.exploration is {plan.exploration}; it must be a number of at least 0")

@@ -1,6 +1,5 @@
 """What holds for every search strategy, and which plans are refused."""
 
-import math
 import random
 
 import pytest
@@ -8,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searchtoys import World, hash_of, leading_ones, searched, texts
 
-from prm_ray.errors import UserError
 from prm_ray.search.picking import pick
 from prm_ray.search.plan import Plan
-from prm_ray.search.strategies import STRATEGIES, check_plan
+from prm_ray.search.strategies import STRATEGIES
 
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -85,36 +83,3 @@ def test_in_any_world_a_search_ends_with_each_ended_candidate_once(strategy: str
     assert all(candidate.has_ended and candidate.value is not None for candidate in ended)
     assert sorted(candidate.number for candidate in ended) == [candidate.number for candidate in search.ended]
     assert failures or ended
-
-
-@pytest.mark.parametrize(
-    ("strategy", "plan", "message"),
-    [
-        ("best_of_n", Plan(0), "search.sizes has 0; it must be a whole number of at least 1"),
-        ("mcts", Plan(8, expand=0), "search.expand has 0; it must"),
-        ("beam", Plan(10, expand=4), "search.sizes has 10; for beam it must be a multiple of search.expand, 4"),
-        ("dvts", Plan(2, expand=4), "search.sizes has 2; for dvts it must be a multiple of search.expand, 4"),
-        ("lookahead", Plan(6, expand=4), "search.sizes has 6; for lookahead it must be a multiple"),
-        ("lookahead", Plan(8, lookahead=0), "search.lookahead has 0; it must"),
-        ("particles", Plan(8, temperature=0.0), "search.temperature is 0.0; it must be a number above 0"),
-        ("particles", Plan(8, temperature=math.nan), "search.temperature is nan; it must be a number above 0"),
-        ("mcts", Plan(8, descents=0), "search.descents has 0; it must"),
-        ("mcts", Plan(8, exploration=-1.0), "search.exploration is -1.0; it must be a number of at least 0"),
-        ("beem", Plan(8), "search.strategy is 'beem'; it must be one of best_of_n, adaptive, rejection"),
-    ],
-)
-def test_a_plan_that_cannot_be_followed_is_refused_in_one_line(strategy: str, plan: Plan, message: str):
-    with pytest.raises(UserError) as refused:
-        check_plan(strategy, plan)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
-
-
-@every_strategy
-def test_a_plan_of_one_and_one_whose_width_divides_are_accepted(strategy: str):
-    check_plan(strategy, Plan(1, expand=1))
-    check_plan(strategy, Plan(16, expand=4))
-
-
-@pytest.mark.parametrize("strategy", ["best_of_n", "particles", "mcts"])
-def test_strategies_without_beams_take_any_size(strategy: str):
-    check_plan(strategy, Plan(7, expand=4))
