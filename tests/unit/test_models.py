@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from prm_ray import models
 from prm_ray.errors import UserError
@@ -106,3 +107,13 @@ def test_parameters_are_counted_without_the_table_that_tokens_are_looked_up_in(t
     tied = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
     AutoModelForCausalLM.from_config(tied).save_pretrained(tmp_path)
     assert models.count_parameters(str(tmp_path)) == models.count_parameters(tiny_model)
+
+
+@pytest.mark.parametrize(("is_fast", "found"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_by_default_a_cpu_computes_in_the_format_it_is_fast_in(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, is_fast: bool, found: torch.dtype
+):
+    """On a CPU without kernels for bfloat16 a step of training would take half a minute in place of a second."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_fast)
+    assert models.load_model(tiny_model, device="cpu").dtype == found
+    assert models.load_model(tiny_model, "bfloat16", device="cpu").dtype == torch.bfloat16
