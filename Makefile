@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit check clean
+.PHONY: help venv demo test test-unit chaos lint check clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,11 +30,15 @@ test: $(STAMP)  ## all tests: unit, integration (Ray on CPU, a real small model)
 test-unit: $(STAMP)  ## tests without Ray, a few minutes
 	$(BIN)/python -m pytest tests/unit
 
-check: $(STAMP)  ## style, types, layers and unit tests
+chaos: $(STAMP)  ## the tests that kill processes, with all kills
+	PRM_RAY_CHAOS_KILLS=20 $(BIN)/python -m pytest tests/chaos
+
+lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit
+
+check: lint test-unit  ## style, types and unit tests, among them the import rules
 
 clean:  ## remove .venv and caches (never runs/)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

@@ -6,14 +6,17 @@ from collections.abc import Callable
 import psutil
 
 MARK = "PRM_RAY_TEST_MARK"
+_RAYS_OWN = (["ray::DashboardAgent"], ["ray::RuntimeEnvAgent"])
+"""They hold nothing, and take from ten seconds to some minutes to notice that their Ray was killed."""
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Living processes that were started with this value of the variable, their children too."""
+    """Living processes that were started with this value of the variable, their children too; but for Ray's agents."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            is_alive = process.status() != psutil.STATUS_ZOMBIE
+            if is_alive and process.environ().get(MARK) == mark and process.cmdline()[:1] not in _RAYS_OWN:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

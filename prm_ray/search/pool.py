@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from prm_ray.runlog import log
+from prm_ray.search.gathering import Gathering
 from prm_ray.search.usage import Usage
 
 Job = TypeVar("Job")
@@ -74,7 +75,7 @@ class Pool(Generic[Job, Result]):
     """Workers behind one queue; must be used inside one event loop.
 
     A job has a cost, e.g. its tokens; a worker holds jobs of at most `room` together, a single larger one included.
-    `enough` is what it has to hold to work at full speed, for the figures of `usage`.
+    `enough` is what it has to hold to work at full speed, for the figures of `usage`. `gathering` may hold jobs back.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class Pool(Generic[Job, Result]):
         num_workers: int,
         room: int,
         enough: int = 1,
+        gathering: Gathering | None = None,
     ):
         self.name, self.room, self.enough = name, room, enough
         self.num_deaths = 0
-        self._make_worker = make_worker
+        self._make_worker, self._gathering = make_worker, gathering
         self._seats = [_Seat[Job, Result](make_worker()) for _ in range(num_workers)]
         self._queue: list[_Waiting[Job, Result]] = []
         self._numbers = itertools.count()
@@ -115,6 +117,8 @@ class Pool(Generic[Job, Result]):
 
     async def close(self) -> None:
         """Stop all workers; what is not done is cancelled."""
+        if self._gathering is not None:
+            self._gathering.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -162,6 +166,9 @@ class Pool(Generic[Job, Result]):
         await seat.worker.stop()
 
     def _dispatch(self) -> None:
+        if self._holds_back():
+            self._note()
+            return
         while self._queue:
             waiting = self._queue[0]
             if waiting.future.done():  # whoever asked has gone
@@ -174,6 +181,11 @@ class Pool(Generic[Job, Result]):
             seat.held, seat.num_jobs = seat.held + waiting.cost, seat.num_jobs + 1
             self._spawn(self._run(seat, waiting))
         self._note()
+
+    def _holds_back(self) -> bool:
+        if self._gathering is None or not self._queue:
+            return False
+        return self._gathering.holds_back(sum(waiting.cost for waiting in self._queue), self._dispatch)
 
     def _seat_for(self, waiting: _Waiting[Job, Result]) -> _Seat[Job, Result] | None:
         """The job's home if it has room: what came before it is in its cache. Else the one that holds least."""

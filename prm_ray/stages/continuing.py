@@ -77,7 +77,7 @@ class Continuer:
             piece += sample.tokens
             if not sample.tokens:
                 return Proposal(num_sampled=num_sampled, error="empty_response: the generator gave no token")
-            shown, char_ends = self._decode(tokens, piece)
+            shown, char_ends = self._decode(tokens, piece, is_cut=not draw.whole or bool(decoding.stop))
             end = None if draw.whole else self._step_end(shown, char_ends, sample.at_stop_text)
             stop = stop_place(text + shown, len(text), decoding.stop)
             if end is not None and (stop is None or len(text) + char_ends[end - 1] <= stop):
@@ -103,12 +103,13 @@ class Continuer:
         decoding = Decoding(1, temperature, top_p, (*stops, *own.stop))
         return await self._draw_one(prompt, draw.seed, max_tokens, decoding)
 
-    def _decode(self, tokens: Sequence[int], piece: Sequence[int]) -> tuple[str, list[int]]:
-        """The piece's text, and where in it each of its tokens ends."""
+    def _decode(self, tokens: Sequence[int], piece: Sequence[int], is_cut: bool) -> tuple[str, list[int]]:
+        """The piece's text and, for one that may be cut, where in it each of its tokens ends: that takes its time."""
         context = list(tokens[-_CONTEXT:])
         before = len(decode(self._tokenizer, context)) if context else 0
-        ends = token_char_ends(self._tokenizer, [*context, *piece])[len(context) :]
-        return decode(self._tokenizer, [*context, *piece])[before:], [max(0, end - before) for end in ends]
+        shown = decode(self._tokenizer, [*context, *piece])[before:]
+        ends = token_char_ends(self._tokenizer, [*context, *piece])[len(context) :] if is_cut else []
+        return shown, [max(0, end - before) for end in ends]
 
     def _until(self, stop: int, piece: Sequence[int], shown: str, char_ends: Sequence[int]) -> tuple[int, ...]:
         """Tokens of the piece's text up to `stop`, closed as a response is; a token that reads on is written anew.

@@ -1,7 +1,7 @@
 """The processes of a vLLM engine end when whoever started it has ended, in whatever way.
 
-vLLM stops them itself when it is stopped; after SIGKILL they would wait for requests for ever, with the GPU's memory. It
-calls `end_with_owner` as a plugin in each of them.
+vLLM stops them itself when it is stopped; after SIGKILL they would wait for requests for ever, with the GPU's memory.
+It calls `end_with_owner` as a plugin in each of them.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from prm_ray.runlog import Progress, log
 from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of
 from prm_ray.search.balancing import balance
 from prm_ray.search.driver import Driver, Generators, Scorers
+from prm_ray.search.gathering import Gathering
 from prm_ray.search.pool import Pool, WorkerDiedError
 from prm_ray.search.strategies import REJECTING
 from prm_ray.settings import SearchSection
@@ -39,6 +40,11 @@ from prm_ray.tables import StageFolder, in_words
 
 _BATCHES_AHEAD = 2
 """Batches of tokens that a scorer holds: the next one is ready when a pass ends."""
+
+_GATHERED_TOKENS = 4096
+_GATHERED_SECONDS = 5.0
+"""What a scorer on a CPU gathers while others wait for a generator, so that nothing comes later for it: each of its
+passes takes the cores from the generators. One on a GPU of its own takes each response at once."""
 
 
 def check(config: RunConfig) -> None:
@@ -127,11 +133,15 @@ def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, 
         room=section.responses_per_generator,
         enough=section.responses_per_generator,
     )
+    gathering = Gathering(
+        min(_GATHERED_TOKENS, section.token_budget), _GATHERED_SECONDS, may_wait=lambda: generators.num_queued > 0
+    )
     scorers: Scorers = Pool(
         "scorers",
         scorer_maker(config, model, aggregation_of(config, model), by_text, threads),
         section.num_scorers,
         room=_BATCHES_AHEAD * section.token_budget,
+        gathering=None if section.gpus_per_scorer else gathering,
     )
     return generators, scorers
 

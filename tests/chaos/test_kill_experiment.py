@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prm_ray.experiment.grid import is_done, load_experiment
 from tests.integration.test_experiment_runs import BASE, GRID, everything
-from tests.processes import MARK, marked, wait_until
+from tests.processes import MARK, wait_for_end, wait_until
 
 
 def test_a_killed_experiment_goes_on_with_the_same_command(tmp_path: Path, tiny_model: str, mark: str):
@@ -22,7 +22,7 @@ def test_a_killed_experiment_goes_on_with_the_same_command(tmp_path: Path, tiny_
     wait_until(lambda: is_done(runs["ce-0"]) or first.poll() is not None, 300, "finished run")
     first.send_signal(signal.SIGKILL)
     first.wait()
-    wait_until(lambda: not marked(mark), 180, "end of the killed experiment's processes")
+    wait_for_end(mark, 180)
     assert is_done(runs["ce-0"]) and not is_done(runs["ce-1"])
     before = {path: at for path, at in everything(folder).items() if "ce-1" not in path.parts}
 

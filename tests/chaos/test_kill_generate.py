@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prm_ray.tables import StageFolder
-from tests.processes import MARK, marked, wait_until
+from tests.processes import MARK, wait_for_end, wait_until
 
 NUM_PROBLEMS, NUM_SAMPLES, NUM_SHARDS = 36, 4, 18
 DRIVER = """
@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mar
     wait_until(lambda: folder.finished_parts() or driver.poll() is not None, 400, "part")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_until(lambda: not marked(mark), 180, "end of the killed run's processes")
+    wait_for_end(mark, 180)
     parts = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
     assert 1 <= len(parts) < NUM_SHARDS and not folder.is_done()
 
@@ -68,4 +68,4 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mar
     assert parts == {index: folder.part_path(index).stat().st_mtime_ns for index in parts}
     keys = [(row["prompt_id"], row["sample_index"]) for row in folder.rows(["prompt_id", "sample_index"])]
     assert len(keys) == len(set(keys)) == NUM_PROBLEMS * NUM_SAMPLES
-    wait_until(lambda: not marked(mark), 60, "end of the finished run's processes")
+    wait_for_end(mark, 60)

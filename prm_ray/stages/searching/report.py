@@ -93,7 +93,10 @@ def _notes(report: dict[str, Any]) -> list[str]:
     differences = [arm["against_best_of_n"]["difference"][report["pick"]] for arm in _compared(report)]
     better, worse = sum(each["low"] > 0 for each in differences), sum(each["high"] < 0 for each in differences)
     notes = []
-    if differences:
+    if len(differences) == 1:
+        verdict = "better than" if better else "worse than" if worse else "not to be told apart from"
+        notes.append(f"With the same tokens the search is {verdict} best-of-N.")
+    elif differences:
         notes.append(
             f"Of {len(differences)} searches other than best-of-N, {better} can be told to be better than it with the "
             f"same tokens, {worse} worse, {len(differences) - better - worse} cannot be told apart."

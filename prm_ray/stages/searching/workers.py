@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -16,7 +15,7 @@ from ray.exceptions import RayActorError
 
 from prm_ray.config import RunConfig
 from prm_ray.models import load_tokenizer
-from prm_ray.scoring.asks import Ask, Options, Refusal
+from prm_ray.scoring.asks import Ask, Item, Options, Problem, Refusal, Response
 from prm_ray.scoring.replica import Limits, Replica
 from prm_ray.scoring.served import ServedModel, load_scorer
 from prm_ray.search.candidate import Draw, Proposal, Reward
@@ -30,9 +29,6 @@ _GPU_MARGIN = 0.9
 """Of an engine's share of a GPU: the rest is for what vLLM does not count."""
 _STOP_SECONDS = 20.0
 _NO_LIMIT = 2**62
-_GATHERING = 0.25
-"""Seconds between the moments at which a scorer on a CPU takes what has come: passes over a few tokens each would take
-the cores from the generator that they share them with. On a GPU of its own it takes each at once."""
 
 
 class GeneratorActor:
@@ -56,7 +52,6 @@ class ScorerActor:
     """One reward model; what is asked together becomes batches of its token budget."""
 
     def __init__(self, model: ServedModel, aggregation: str, num_threads: int | None):
-        self._gathering = 0.0 if num_threads is None else _GATHERING
         self._replica = Replica(
             load_scorer(model), Limits(_NO_LIMIT, _NO_LIMIT, model.token_budget), num_threads=num_threads
         )
@@ -65,13 +60,14 @@ class ScorerActor:
     async def ready(self) -> None:
         pass
 
-    async def run(self, problem: str | list[int], response: str | list[int]) -> Reward:
-        if self._gathering:
-            await asyncio.sleep(self._gathering - time.monotonic() % self._gathering)
-        scored = await self._replica.score([Ask(problem, [response])], Options())
+    async def run(self, asked: list[tuple[Problem, Response]]) -> list[Reward]:
+        """Those of responses, each to its problem."""
+        scored = await self._replica.score([Ask(problem, [response]) for problem, response in asked], Options())
         if isinstance(scored, Refusal):
-            return Reward(error=f"{scored.kind}: {scored.message}")
-        ((item,),) = scored.items
+            return [Reward(error=f"{scored.kind}: {scored.message}")] * len(asked)
+        return [self._reward(item) for (item,) in scored.items]
+
+    def _reward(self, item: Item) -> Reward:
         if item.failure is not None:
             return Reward(error=f"{item.failure.kind}: {item.failure.message}")
         value = item.rewards[self._aggregation]
@@ -79,6 +75,14 @@ class ScorerActor:
 
     async def close(self) -> None:
         await self._replica.close()
+
+
+@dataclass
+class _Together:
+    """What one call asks."""
+
+    asked: list[tuple[Problem, Response]] = field(default_factory=list)
+    answers: asyncio.Future[list[Reward]] = field(init=False)
 
 
 class _ActorWorker:
@@ -123,17 +127,34 @@ class GeneratorWorker(_ActorWorker):
 
 
 class ScorerWorker(_ActorWorker):
-    """`by_text`: the reward model has another vocabulary than the generator, or a format of its own, so it reads texts;
-    the others get the tokens as they were sampled."""
+    """Jobs of one moment travel together: many are short, and a call takes its time too.
+
+    `by_text`: the reward model has another vocabulary than the generator, or a format of its own, so it reads texts;
+    the others get the tokens as they were sampled.
+    """
 
     def __init__(self, make: Callable[[], Any], by_text: bool):
         super().__init__(make)
         self._by_text = by_text
+        self._together: _Together | None = None
 
     async def run(self, job: ScoreJob) -> Reward:
+        if self._together is None:
+            self._together = _Together()
+            self._together.answers = asyncio.ensure_future(self._ask_for(self._together.asked))
+        together, number = self._together, len(self._together.asked)
+        together.asked.append(self._as_asked(job))
+        return (await asyncio.shield(together.answers))[number]
+
+    async def _ask_for(self, asked: list[tuple[Problem, Response]]) -> list[Reward]:
+        """Begins when the loop comes round, so what was asked at this moment is all there."""
+        self._together = None
+        return await self.ask(asked)
+
+    def _as_asked(self, job: ScoreJob) -> tuple[Problem, Response]:
         if self._by_text:
-            return await self.ask(job.unit.problem, job.candidate.text)
-        return await self.ask(list(job.unit.prompt), list(job.candidate.tokens))
+            return job.unit.problem, job.candidate.text
+        return list(job.unit.prompt), list(job.candidate.tokens)
 
 
 def generator_maker(config: RunConfig, options: SamplerOptions, step_rule: str) -> Callable[[], GeneratorWorker]:
