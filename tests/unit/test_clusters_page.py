@@ -1,0 +1,162 @@
+"""What docs/clusters.md tells an operator to type is there: files, settings, options, and the names of objects."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from prm_ray.cli import _PARSERS, _VERBS, _verb_parser
+from prm_ray.config import RunConfig, load_config
+from prm_ray.settings import Section
+from tests.manifests import RAY_OBJECTS, ROOT, documents, pods, the
+
+PAGE = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+OF_KUBERAY = {"gcsFaultToleranceOptions", "submitterPodTemplate"}
+"""Fields that the page names and our manifests do not use."""
+
+
+def commands() -> list[list[str]]:
+    """The words of each command in the page's blocks, without comments."""
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", PAGE, flags=re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ")
+    found = []
+    for line in re.sub(r"'\{.*?\}'", "JSON", lines, flags=re.S).splitlines():
+        words = shlex.split(line, comments=True)
+        found += [words] if words else []
+    return found
+
+
+def in_code() -> list[str]:
+    """What the page sets in code, block or not, word by word."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.S))
+    return [word.strip("',;") for text in [*spans, *map(shlex.join, commands())] for word in text.split()]
+
+
+def of(program: str) -> list[list[str]]:
+    """Commands of one program, without its name; those behind a `&&` too."""
+    parts = [part.split() for words in commands() for part in re.split(r" (?:&&|\||-- &) ", shlex.join(words))]
+    return [words[1:] for words in parts if words[0] == program]
+
+
+def test_every_file_of_ours_that_the_page_names_is_there():
+    named = {word for word in in_code() if re.match(r"(cluster|configs|docs|jobs)/\w", word)}
+    named |= {f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)", PAGE)}
+    assert len(named) > 10 and [name for name in named if not list(ROOT.glob(name))] == []
+
+
+def test_every_manifest_is_on_the_page():
+    assert [path.name for path in (ROOT / "cluster").iterdir() if f"cluster/{path.name}" not in PAGE] == []
+
+
+def configured() -> list[list[str]]:
+    """CONFIG and the overrides behind it, of every command that has them."""
+    found = []
+    for words in commands():
+        for i, word in enumerate(words):
+            if word.startswith("configs/") and word.endswith(".toml"):
+                found.append([word, *(each for each in words[i + 1 :] if re.match(r"\w+\.\w+=", each))])
+    return found
+
+
+@pytest.mark.parametrize("words", configured(), ids=lambda words: " ".join(words)[:60])
+def test_every_run_of_the_page_has_settings_that_exist(words: list[str]):
+    config = load_config(ROOT / words[0], words[1:])
+    assert str(config.run.dir).startswith("/shared/")
+
+
+def test_every_setting_that_the_page_mentions_exists():
+    sections: dict[str, Section] = {
+        field.alias or name: field.default for name, field in RunConfig.model_fields.items()
+    }
+    mentioned = [match.groups() for word in in_code() if (match := re.match(r"([a-z_]+)\.([a-z_]+)(?:=|$)", word))]
+    ours = [(section, key) for section, key in mentioned if section in sections and key != "toml"]
+    assert len(ours) > 5
+    assert [(section, key) for section, key in ours if key not in type(sections[section]).model_fields] == []
+
+
+def test_every_command_of_ours_can_be_parsed():
+    ran = of("prm-ray")
+    assert {words[0] for words in ran} == {"key", "serve"}
+    for verb, *words in ran:
+        assert verb in _VERBS
+        _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args([word for word in words if word != ">"])
+
+
+def test_every_job_of_the_page_exists():
+    modules = {word for word in in_code() if word.startswith("jobs.")}
+    assert modules and all((ROOT / module.replace(".", "/")).with_suffix(".py").is_file() for module in modules)
+
+
+def click_command(group: Any, words: list[str]) -> tuple[click.Command, list[str]]:
+    while isinstance(group, click.Group):
+        group, words = group.commands[words[0]], words[1:]
+    return group, words
+
+
+@pytest.mark.parametrize("program", ["ray", "serve"])
+def test_every_command_of_ray_has_options_that_exist(program: str):
+    from ray.scripts import scripts
+    from ray.serve import scripts as serve_scripts
+
+    group = {"ray": scripts.cli, "serve": serve_scripts.cli}[program]
+    assert of(program)
+    for typed in of(program):
+        command, words = click_command(group, typed)
+        known = {option for parameter in command.params for option in parameter.opts}
+        own = words[: words.index("--")] if "--" in words else words
+        assert {word.split("=")[0] for word in own if word.startswith("--")} <= known, typed
+
+
+def test_every_secret_that_the_page_makes_is_one_that_a_manifest_reads_and_the_other_way_round():
+    made = {words[3] for words in of("kubectl") if words[:3] == ["create", "secret", "generic"]}
+    read = set()
+    for name in RAY_OBJECTS:
+        for pod in pods(name):
+            read |= {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+            read |= {source["secretRef"]["name"] for source in pod["containers"][0]["envFrom"]}
+    read.add(the("ray-job.yaml", "RayJob")["spec"]["rayClusterSpec"]["authOptions"]["secretName"])
+    read.add(documents("monitoring.yaml")[1]["spec"]["authorization"]["credentials"]["name"])
+    assert made == read
+
+
+def test_objects_that_the_page_asks_about_have_the_names_in_the_manifests():
+    names = {kind: the(file, kind)["metadata"]["name"] for file, kind in _KINDS.items()}
+    services = {f"{name}-head-svc" for name in names.values()} | {f"{names['RayService']}-serve-svc"}
+    asked = {(kind, name) for kind, name in re.findall(r"kubectl get (ray\w+) ([\w-]+)", PAGE)}
+    assert asked == {("rayjob", names["RayJob"]), ("rayservice", names["RayService"])}
+    named = set(re.findall(r"(?:service/|http://)([\w-]+-svc)", PAGE))
+    assert named and named <= services
+    (claim,) = re.findall(r'"claimName": "([\w-]+)"', PAGE)
+    assert claim == documents("storage.yaml")[0]["metadata"]["name"]
+
+
+_KINDS = {"ray-cluster.yaml": "RayCluster", "ray-job.yaml": "RayJob", "ray-service.yaml": "RayService"}
+
+
+def test_labels_that_the_page_selects_by_are_those_of_the_pods():
+    (selector,) = re.findall(r"--selector=(\S+)", PAGE)
+    wanted = dict(each.split("=") for each in selector.split(","))
+    head = the("ray-job.yaml", "RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["labels"]
+    assert wanted.items() <= (head | {"ray.io/node-type": "head"}).items()
+    assert "prm-ray/client=true" in PAGE
+    policies = documents("network-policy.yaml")
+    assert '{"prm-ray/client": "true"}' in str([policy["spec"] for policy in policies]).replace("'", '"')
+
+
+def test_fields_that_the_page_talks_about_are_in_the_manifests():
+    files = "\n".join(
+        (ROOT / "cluster" / path).read_text(encoding="utf-8") for path in Path(ROOT / "cluster").iterdir()
+    )
+    fields = {word for word in in_code() if re.fullmatch(r"[a-z]+([A-Z][a-z0-9]+)+V?\d?", word)}
+    assert len(fields) > 8 and [field for field in fields - OF_KUBERAY if field not in files] == []
+
+
+def test_links_inside_the_page_lead_somewhere():
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
+        for line in re.findall(r"^#+ (.+)$", PAGE, flags=re.M)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= headings
