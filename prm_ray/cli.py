@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
 from prm_ray.errors import UserError
+from prm_ray.submitting import verbs as submitting
 
 if TYPE_CHECKING:
     from prm_ray.config import RunConfig
@@ -43,6 +44,7 @@ _VERBS = {
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
     "experiment": "train many variants of one config, each with several seeds, then compare them",
     "compare": "compare finished runs: one page, pictures and a table",
+    **submitting.HELP,
 }
 _ALL = "all"
 _EXAMPLES = {
@@ -58,8 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not words or words[0] not in _VERBS:
         _top_parser().parse_args(words)
     verb = words[0]
-    args = _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(_fresh_spelled_out(words[1:]))
     with failing_in_one_line():
+        if verb in submitting.HELP:
+            submitting.run(verb, words[1:], _parsed)
+            return
+        _, args = _parsed(verb, words[1:])
         if verb in _WITHOUT_CONFIG:
             _WITHOUT_CONFIG[verb](args)
             return
@@ -69,6 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         fresh_from = _fresh_from(verb, args.fresh, config)
         _dispatch(verb, config, fresh_from)
+
+
+def _parsed(verb: str, words: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """Words behind a verb, `--fresh` spelled out, and what they mean. Raises `UserError` for a stage it cannot redo."""
+    words = _fresh_spelled_out(words)
+    args = _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(words)
+    fresh = getattr(args, "fresh", None)
+    if verb in _WITH_FOLDER and fresh not in (None, _ALL, verb):
+        raise UserError(f"--fresh {fresh}: {verb} redoes its own stage only; prm-ray run redoes from {fresh} on")
+    return words, args
 
 
 def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
@@ -160,8 +175,6 @@ def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
     """The first stage to redo. A plain `--fresh` means this verb's own stage, or all stages for `run` and `demo`."""
     if fresh == _ALL:
         return verb if verb in _WITH_FOLDER else config.stages()[0]
-    if fresh is not None and verb in _WITH_FOLDER and fresh != verb:
-        raise UserError(f"--fresh {fresh}: {verb} redoes its own stage only; prm-ray run redoes from {fresh} on")
     return fresh
 
 
