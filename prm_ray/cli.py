@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prm_ray import makekey
 from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
 from prm_ray.errors import UserError
 from prm_ray.submitting import verbs as submitting
@@ -40,7 +41,7 @@ _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
     "serve": "serve the trained model over HTTP",
-    "key": "make an API key for the server",
+    "key": makekey.HELP,
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
     "experiment": "train many variants of one config, each with several seeds, then compare them",
     "compare": "compare finished runs: one page, pictures and a table",
@@ -140,19 +141,7 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare_words(args.runs, args.out, args.show))
 
 
-def _key(args: argparse.Namespace) -> None:
-    from prm_ray.serve.keys import add_line, new_key
-
-    key, line = new_key(args.name, args.requests_per_minute)
-    if args.file is None:
-        print(f"line of serve.api_keys_file:\n  {line}", file=sys.stderr)
-    else:
-        add_line(args.file, line)
-        print(f"{args.file} lets in {args.name}; the key is shown this once:", file=sys.stderr)
-    print(key)
-
-
-_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": _key}
+_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": makekey.run}
 """Verbs that take no config of one run."""
 
 
@@ -279,25 +268,7 @@ def _compare_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _key_parser(verb: str) -> argparse.ArgumentParser:
-    parser = Parser(
-        f"prm-ray {verb}",
-        _sentence(_VERBS[verb]) + "\n\nThe key goes to stdout; the file holds its SHA-256. A running server reads the "
-        "file again when it changes:\ntake a line out to revoke its key.",
-        f"example:\n  prm-ray {verb} trainer --file keys.txt --requests-per-minute 600\n",
-    )
-    parser.add_argument("name", metavar="NAME", help="whose it is, for the log and the rate")
-    parser.add_argument("--file", metavar="FILE", type=Path, help="append the key's line to this file")
-    parser.add_argument(
-        "--requests-per-minute",
-        metavar="N",
-        type=int,
-        help="most requests (default: no limit); of them a sixth at once, at least one, the others spread evenly",
-    )
-    return parser
-
-
-_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": _key_parser}
+_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": makekey.parser}
 
 
 def _version() -> str:

@@ -58,8 +58,9 @@ MAY_IMPORT = {
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
     "entry": FOUNDATION,
+    "makekey": {"entry", "serve"},
     "submitting": FOUNDATION | {"entry", "experiment", "stages", "submitting"},
-    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment", "submitting"},
+    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment", "makekey", "submitting"},
     "__main__": {"cli"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
 }
@@ -79,7 +80,7 @@ TOP_LEVEL = {
     "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core", "prometheus_client"},
     "compare": LIGHT | {"numpy", "safetensors"},
     "integrations": set(),
-    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment", "submitting", "__main__"), LIGHT),
+    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment", "makekey", "submitting", "__main__"), LIGHT),
 }
 """Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
 
