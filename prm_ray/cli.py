@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prm_ray import makekey
 from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
 from prm_ray.errors import UserError
+from prm_ray.submitting import verbs as submitting
 
 if TYPE_CHECKING:
     from prm_ray.config import RunConfig
@@ -39,10 +41,11 @@ _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
     "serve": "serve the trained model over HTTP",
-    "key": "make an API key for the server",
+    "key": makekey.HELP,
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
     "experiment": "train many variants of one config, each with several seeds, then compare them",
     "compare": "compare finished runs: one page, pictures and a table",
+    **submitting.HELP,
 }
 _ALL = "all"
 _EXAMPLES = {
@@ -58,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not words or words[0] not in _VERBS:
         _top_parser().parse_args(words)
     verb = words[0]
-    args = _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(_fresh_spelled_out(words[1:]))
     with failing_in_one_line():
+        if verb in submitting.HELP:
+            submitting.run(verb, words[1:], _parsed)
+            return
+        _, args = _parsed(verb, words[1:])
         if verb in _WITHOUT_CONFIG:
             _WITHOUT_CONFIG[verb](args)
             return
@@ -69,6 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         fresh_from = _fresh_from(verb, args.fresh, config)
         _dispatch(verb, config, fresh_from)
+
+
+def _parsed(verb: str, words: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """Words behind a verb, `--fresh` spelled out, and what they mean. Raises `UserError` for a stage it cannot redo."""
+    words = _fresh_spelled_out(words)
+    args = _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(words)
+    fresh = getattr(args, "fresh", None)
+    if verb in _WITH_FOLDER and fresh not in (None, _ALL, verb):
+        raise UserError(f"--fresh {fresh}: {verb} redoes its own stage only; prm-ray run redoes from {fresh} on")
+    return words, args
 
 
 def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
@@ -125,19 +141,7 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare_words(args.runs, args.out, args.show))
 
 
-def _key(args: argparse.Namespace) -> None:
-    from prm_ray.serve.keys import add_line, new_key
-
-    key, line = new_key(args.name, args.requests_per_minute)
-    if args.file is None:
-        print(f"line of serve.api_keys_file:\n  {line}", file=sys.stderr)
-    else:
-        add_line(args.file, line)
-        print(f"{args.file} lets in {args.name}; the key is shown this once:", file=sys.stderr)
-    print(key)
-
-
-_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": _key}
+_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": makekey.run}
 """Verbs that take no config of one run."""
 
 
@@ -160,8 +164,6 @@ def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
     """The first stage to redo. A plain `--fresh` means this verb's own stage, or all stages for `run` and `demo`."""
     if fresh == _ALL:
         return verb if verb in _WITH_FOLDER else config.stages()[0]
-    if fresh is not None and verb in _WITH_FOLDER and fresh != verb:
-        raise UserError(f"--fresh {fresh}: {verb} redoes its own stage only; prm-ray run redoes from {fresh} on")
     return fresh
 
 
@@ -266,25 +268,7 @@ def _compare_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _key_parser(verb: str) -> argparse.ArgumentParser:
-    parser = Parser(
-        f"prm-ray {verb}",
-        _sentence(_VERBS[verb]) + "\n\nThe key goes to stdout; the file holds its SHA-256. A running server reads the "
-        "file again when it changes:\ntake a line out to revoke its key.",
-        f"example:\n  prm-ray {verb} trainer --file keys.txt --requests-per-minute 600\n",
-    )
-    parser.add_argument("name", metavar="NAME", help="whose it is, for the log and the rate")
-    parser.add_argument("--file", metavar="FILE", type=Path, help="append the key's line to this file")
-    parser.add_argument(
-        "--requests-per-minute",
-        metavar="N",
-        type=int,
-        help="most requests (default: no limit); of them a sixth at once, at least one, the others spread evenly",
-    )
-    return parser
-
-
-_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": _key_parser}
+_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": makekey.parser}
 
 
 def _version() -> str:

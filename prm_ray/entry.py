@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from prm_ray.errors import EngineError, NonFiniteLossError, UserError
+from prm_ray.errors import ClusterError, EngineError, NonFiniteLossError, UserError
 
 if TYPE_CHECKING:
     from prm_ray.config import RunConfig
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a mistake with one line."""
 
-    def __init__(self, prog: str, description: str | None, epilog: str | None = None):
+    def __init__(self, prog: str, description: str | None, epilog: str | None = None, allow_abbrev: bool = True):
         super().__init__(
             prog=prog,
             description=description,
             epilog=epilog,
+            allow_abbrev=allow_abbrev,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -69,7 +70,7 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         _fail(2, str(error))
-    except (NonFiniteLossError, EngineError) as error:
+    except (NonFiniteLossError, EngineError, ClusterError) as error:
         _fail(1, str(error))
     except KeyboardInterrupt:
         _fail(130, "interrupted; what is finished is kept, and the same command (without --fresh) goes on from there")

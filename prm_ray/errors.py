@@ -11,3 +11,7 @@ class NonFiniteLossError(RuntimeError):
 
 class EngineError(RuntimeError):
     """An engine does not start, or not any more, for a reason that is not the user's. What is finished is kept."""
+
+
+class ClusterError(RuntimeError):
+    """A cluster does not answer, or refuses. Work that was begun there may go on."""

@@ -58,7 +58,10 @@ MAY_IMPORT = {
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
     "entry": FOUNDATION,
-    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment"},
+    "makekey": {"entry", "serve"},
+    "submitting": FOUNDATION | {"entry", "experiment", "stages", "submitting"},
+    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment", "makekey", "submitting"},
+    "__main__": {"cli"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
 }
 """Part of prm_ray -> the parts it may name, anywhere in its files."""
@@ -77,17 +80,19 @@ TOP_LEVEL = {
     "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core", "prometheus_client"},
     "compare": LIGHT | {"numpy", "safetensors"},
     "integrations": set(),
-    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment"), LIGHT),
+    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment", "makekey", "submitting", "__main__"), LIGHT),
 }
 """Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
 
 HOOKS_INTO_TRANSFORMERS = "prm_ray/core/attention.py"
 """The one file of core that may import it, inside a function: it registers our attention there."""
-USES_RAY = {"stages", "serve", "jobs"}
+USES_RAY = {"stages", "serve", "jobs", "submitting"}
 USES_VLLM = {"prm_ray/stages/sampler.py"}
 LIGHT_PROCESSES = {
     "prm_ray.config": "torch ray transformers vllm",
     "prm_ray.cli": "torch ray transformers vllm",
+    "prm_ray.submitting.verbs": "torch ray transformers vllm pydantic",
+    "prm_ray.submitting.sender": "torch ray transformers vllm",
     "prm_ray.experiment.grid": "torch ray transformers vllm",
     "prm_ray.compare.compare": "ray transformers vllm",
     "prm_ray.client": "torch ray transformers vllm pydantic",

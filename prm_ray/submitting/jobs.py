@@ -1,0 +1,159 @@
+"""The jobs of one cluster: sends work, follows it to its end, finds what runs in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prm_ray.errors import ClusterError, UserError
+from prm_ray.runlog import duration, log
+from prm_ray.submitting.client import asking
+from prm_ray.submitting.work import FOLDER_KEY, VERB_KEY, Work
+
+FAILED = 1
+_BY_SIGNAL = 128
+"""What shells add to a signal's number to make an exit code of it."""
+_LOOK_AGAIN_SECONDS = 1.0
+_LOST_SECONDS = 60.0
+"""How long a cluster may not answer before it counts as lost: a head that restarts comes back sooner."""
+_STOPS_WITHIN_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a job runs with."""
+
+    archive: Path
+    """The zip file that becomes a job's folder: one for all jobs of a command, so that none has other code."""
+    environment: dict[str, str] = field(default_factory=dict)
+    resources: dict[str, Any] = field(default_factory=dict)
+    """`entrypoint_num_cpus` and the like, of the job's own process."""
+
+
+class Jobs:
+    """`client` is Ray's `JobSubmissionClient`, or what can do the same."""
+
+    def __init__(self, client: Any):
+        self._client = client
+        self.address: str = client.get_address()
+
+    def all(self) -> list[Any]:
+        """Jobs that were submitted to the cluster (`JobDetails`), the newest first; not what others run on it."""
+        with asking(self.address):
+            jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+
+    def info(self, name: str) -> Any:
+        """Raises `UserError` if there is no such job."""
+        found = next((job for job in self.all() if job.submission_id == name), None)
+        if found is None:
+            raise UserError(f"there is no job {name!r} at {self.address}; prm-ray status lists those there are")
+        return found
+
+    def running_in(self, folder: str) -> Any | None:
+        """The job of ours that writes into this folder and has not ended, or None."""
+        writing = [job for job in self.all() if not has_ended(job) and (job.metadata or {}).get(VERB_KEY) != "serve"]
+        return next((job for job in writing if (job.metadata or {}).get(FOLDER_KEY) == folder), None)
+
+    def free_name(self, name: str) -> str:
+        """This name, or with a number behind it the first that no job has."""
+        taken = {job.submission_id for job in self.all()}
+        numbered = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
+        return next(each for each in numbered if each not in taken)
+
+    def send(self, work: Work, around: Surroundings, name: str) -> None:
+        """Submit a job. Raises `UserError` if the id is taken."""
+        environment = {
+            "RAY_JOB_STOP_SIGNAL": "SIGINT",  # sent by Ray to a job that is stopped: to SIGTERM engines do not listen
+            "RAY_JOB_STOP_WAIT_TIME_S": str(work.stop_seconds),
+        }
+        if any(job.submission_id == name for job in self.all()):
+            raise UserError(f"--submission-id {name!r} is taken by a job of this cluster: choose another")
+        with asking(self.address):
+            self._client.submit_job(
+                entrypoint=work.entrypoint,
+                submission_id=name,
+                metadata=work.metadata,
+                runtime_env={"working_dir": str(around.archive), "env_vars": environment | around.environment},
+                **around.resources,
+            )
+        log.info("job %s submitted to %s: %s", name, self.address, work.entrypoint)
+
+    def follow(self, name: str) -> Any:
+        """Print a job's log as it grows until the job has ended; return the job.
+
+        A connection that breaks is made again. Raises `ClusterError` if that does not work for a minute.
+        """
+        stream, heard = _Stream(), time.monotonic()
+        while True:
+            before = stream.num_chars
+            try:
+                with asking(self.address):
+                    asyncio.run(stream.copy(self._client.tail_job_logs(name)))
+                    job = self._client.get_job_info(name)
+            except ClusterError as error:
+                heard = heard if stream.num_chars == before else time.monotonic()
+                if time.monotonic() - heard > _LOST_SECONDS:
+                    raise ClusterError(f"{error}; the job may go on: prm-ray logs {name} --follow") from None
+            else:
+                heard = time.monotonic()
+                if has_ended(job):
+                    return job
+            time.sleep(_LOOK_AGAIN_SECONDS)
+
+    def log_text(self, name: str) -> str:
+        with asking(self.address):
+            return self._client.get_job_logs(name)
+
+    def stop(self, name: str, within_seconds: float = _STOPS_WITHIN_SECONDS) -> Any:
+        """Ask a job to stop and wait until it has; return the job. Raises `ClusterError` if it does not."""
+        give_up = time.monotonic() + within_seconds
+        with asking(self.address):
+            self._client.stop_job(name)
+        while not has_ended(job := self.info(name)):
+            if time.monotonic() > give_up:
+                raise ClusterError(f"job {name} is {job.status} still, {within_seconds:g} s after it was asked to stop")
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return job
+
+
+class _Stream:
+    """Copies a log to stdout; of one that begins again, only what is new."""
+
+    def __init__(self) -> None:
+        self.num_chars = 0
+
+    async def copy(self, pieces: AsyncIterator[str]) -> None:
+        position = 0
+        async for piece in pieces:
+            print(piece[max(0, self.num_chars - position) :], end="", flush=True)
+            position += len(piece)
+            self.num_chars = max(self.num_chars, position)
+
+
+def has_ended(job: Any) -> bool:
+    return job.status.is_terminal()
+
+
+def exit_code(job: Any) -> int:
+    """Of a job that has ended: its process's own, 128 + the signal's number if one ended it, 1 if none was started."""
+    if job.status == "SUCCEEDED":
+        return 0
+    code = FAILED if job.driver_exit_code is None else job.driver_exit_code
+    return code if code >= 0 else _BY_SIGNAL - code
+
+
+def how_it_ended(job: Any) -> str:
+    """`succeeded after 3 min`, `failed with exit code 2 after 8 s`, and where no process was started, why."""
+    took = f"after {duration(((job.end_time or 0) - (job.start_time or 0)) / 1000)}"
+    if job.status == "FAILED" and job.driver_exit_code is None:
+        return f"failed {took}: {' '.join((job.message or 'no reason is known').split())}"
+    return {
+        "SUCCEEDED": f"succeeded {took}",
+        "STOPPED": f"was stopped {took}",
+        "FAILED": f"failed with exit code {exit_code(job)} {took}",
+    }[str(job.status)]
