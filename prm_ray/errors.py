@@ -11,3 +11,11 @@ class NonFiniteLossError(RuntimeError):
 
 class EngineError(RuntimeError):
     """An engine does not start, or not any more, for a reason that is not the user's. What is finished is kept."""
+
+
+class StorageError(RuntimeError):
+    """Something could not be written: no room, or no right to. What is finished is kept."""
+
+
+class TakenOverError(RuntimeError):
+    """Another start of the same run works on a stage in place of this one, or has removed its folder."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import RunConfig
 from prm_ray.core.allocator import keep_freed_memory
+from prm_ray.damage import first_line, why_not
 from prm_ray.errors import UserError
 from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
@@ -112,7 +113,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model {name!r} does not load: {first_line(error)}") from None
+        raise UserError(f"model {name!r} does not load: {why_not(name, error)}") from None
     if missing := sorted(loading["missing_keys"]):
         raise UserError(f"model {name!r} is no whole language model: its files lack {missing[0]!r}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,10 +211,13 @@ def token_char_ends(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -
     return ends
 
 
-def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
-    """Write what makes `folder` a PRM. A reference or base that is a folder is named from here, so all can move."""
+def write_prm_json(folder: Path, facts: dict[str, Any], home: Path | None = None) -> None:
+    """Write what makes `folder` a PRM. A reference or base that is a folder is named from here, so all can move.
+
+    `home` is where `folder` will be put in the end, if it is not there yet.
+    """
     named = {key: facts[key] for key in _NAMED_FROM_HERE if key in facts}
-    moved = {key: os.path.relpath(name, folder) for key, name in named.items() if Path(name).is_dir()}
+    moved = {key: os.path.relpath(name, home or folder) for key, name in named.items() if Path(name).is_dir()}
     write_json(folder / "prm.json", facts | moved)
 
 
@@ -278,7 +282,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

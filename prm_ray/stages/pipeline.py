@@ -16,15 +16,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from prm_ray.attempts import Attempt
 from prm_ray.config import RunConfig
-from prm_ray.errors import NonFiniteLossError, UserError
+from prm_ray.errors import NonFiniteLossError, StorageError, TakenOverError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
+from prm_ray.storage import storage_failure
 from prm_ray.tables import FOLDERS, StageFolder, in_words
 
 _WITHOUT_RAY = ("rerank", "evaluate")
-_OURS_IN_TRACEBACK = re.compile(r"^\s*prm_ray\.errors\.(UserError|NonFiniteLossError): (.+)$", re.MULTILINE)
+Known = UserError | NonFiniteLossError | StorageError | TakenOverError
+_KNOWN: dict[str, type[Known]] = {
+    kind.__name__: kind for kind in (UserError, NonFiniteLossError, StorageError, TakenOverError)
+}
+_OURS_IN_TRACEBACK = re.compile(rf"^\s*prm_ray\.errors\.({'|'.join(_KNOWN)}): (.+)$", re.MULTILINE)
+_attempts: dict[Path, Attempt] = {}
+"""Run folder -> this process' attempt at the run: one for all stages, so that a process that was replaced stays the
+older one, whichever stage it gets to."""
 
 
 def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -60,7 +69,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     _check_upstream(config, stage)
     folder, identity = StageFolder(config.run.dir, stage), _identity(config, stage)
     _check_identity(config, stage)
-    if folder.is_done():
+    if folder.complete():
         log.info("%-9s already done in %s", stage, folder.path)
         return folder.manifest()
     module = _module(stage)
@@ -70,23 +79,28 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
 
         start_ray(config)
     resumed = folder.path.is_dir()
-    folder.begin(identity, _defaults(config, stage))
+    folder.begin(identity, _defaults(config, stage), _attempts.get(config.run.dir))
+    assert folder.attempt is not None
+    _attempts[config.run.dir] = folder.attempt
     log.info("%-9s %s in %s", stage, "goes on" if resumed else "starts", folder.path)
     start = time.monotonic()
     try:
         result = module.run(config, folder)
+        how = {"resumed": resumed, "resources": config.resources(stage)}
+        folder.finish(_manifest(stage, identity, result, time.monotonic() - start) | how)
     except Exception as error:  # Ray wraps a worker's exception in many types; the known cause in it is what helps
-        cause = known_cause(error)
+        if folder.was_finished_by_another():
+            log.info("%-9s was finished by another attempt", stage)
+            return folder.manifest()
+        cause = known_cause(error, folder.path)
         if isinstance(cause, UserError) and not resumed:
             folder.clear_if_empty()
         if cause is None or cause is error:
             raise
         raise cause from error
-    how = {"resumed": resumed, "resources": config.resources(stage)}
-    manifest = _manifest(stage, identity, result, time.monotonic() - start) | how
-    folder.finish(manifest)
+    manifest = folder.manifest()
     _log_result(stage, result, manifest["seconds"])
-    return folder.manifest()
+    return manifest
 
 
 def clear_from(config: RunConfig, stage: str) -> None:
@@ -109,14 +123,17 @@ def check_before(config: RunConfig, stage: str) -> None:
         _check_identity(config, earlier)
 
 
-def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
-    """The plain failure of ours inside what Ray made of it, or None."""
-    if type(error) is UserError or type(error) is NonFiniteLossError:
+def known_cause(error: BaseException, folder: Path | None = None) -> Known | None:
+    """The plain failure of ours inside what Ray made of it, or None; `folder` is what was written in."""
+    if isinstance(error, OSError) and (failure := storage_failure(Path(error.filename or folder or "a file"), error)):
+        return failure
+    if type(error) in _KNOWN.values():
+        assert isinstance(error, Known)
         return error
     return cause_in_traceback(str(error))
 
 
-def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
+def cause_in_traceback(text: str) -> Known | None:
     """The last failure of ours that a traceback shows.
 
     Of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray keeps only the text; in the
@@ -126,7 +143,7 @@ def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
     if not found:
         return None
     name, message = found[-1]
-    return UserError(message) if name == "UserError" else NonFiniteLossError(message)
+    return _KNOWN[name](message)
 
 
 def _module(stage: str) -> ModuleType:
