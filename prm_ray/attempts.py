@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from prm_ray.errors import TakenOverError
-from prm_ray.storage import HeldFolder, json_writer, writing
+from prm_ray.folders import Folder, make_folder, open_folder, remove_leftover, scratch_folder
+from prm_ray.objectstore import ObjectFolder, is_remote, upload
+from prm_ray.storage import json_writer
 
 FOLDER = "attempts"
 MANIFEST = "manifest.json"
@@ -54,9 +54,9 @@ class Attempt:
 
 def draw(run_dir: Path) -> Attempt:
     """A new attempt at the run, whose number is higher than any that the run or a stage of it has seen."""
-    (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir / FOLDER)
     number = 0
-    with HeldFolder(run_dir) as folder:
+    with open_folder(run_dir) as folder:
         while True:
             seen = [*run_dir.glob(f"{FOLDER}/*.json"), *run_dir.glob(f"*/{FOLDER}/*.json")]
             number = 1 + max([number, *(int(path.stem) for path in seen)])  # a listing over NFS may be old
@@ -66,25 +66,25 @@ def draw(run_dir: Path) -> Attempt:
                 return attempt
 
 
-def newest(folder: HeldFolder) -> Attempt | None:
+def newest(folder: Folder) -> Attempt | None:
     """The last attempt that has begun the stage whose folder this is."""
     numbers = [name for name in folder.names(FOLDER) if name.endswith(".json")]
     content = folder.read(f"{FOLDER}/{numbers[-1]}") if numbers else None
     return None if content is None else Attempt(**json.loads(content))
 
 
-def num_begun(folder: HeldFolder) -> int:
+def num_begun(folder: Folder) -> int:
     return sum(name.endswith(".json") for name in folder.names(FOLDER))
 
 
-def workspaces(folder: HeldFolder) -> list[str]:
+def workspaces(folder: Folder) -> list[str]:
     """Names of the folders with unfinished work of attempts, oldest first."""
     return [name for name in folder.names() if name.startswith("attempt-")]
 
 
 def enter(path: Path, attempt: Attempt, is_fenced: bool) -> None:
     """Tell others that this attempt works in the folder of a stage. Raises `TakenOverError` as `hold` does."""
-    with HeldFolder(path) as folder:
+    with open_folder(path) as folder:
         if is_fenced:  # before it is told of: else the newer one would have to look who came in which order
             _check_newest(folder, attempt)
         folder.make_folder(FOLDER)
@@ -93,28 +93,38 @@ def enter(path: Path, attempt: Attempt, is_fenced: bool) -> None:
 
 
 @contextmanager
-def hold(path: Path, attempt: Attempt, is_fenced: bool) -> Iterator[HeldFolder]:
+def hold(path: Path, attempt: Attempt, is_fenced: bool) -> Iterator[Folder]:
     """The very folder that this attempt has entered, held open: what is written goes there, or nowhere.
 
     Raises `TakenOverError` if the folder was removed since, or, with `is_fenced`, if a newer attempt has entered it.
     """
     try:
-        held = HeldFolder(path, attempt.workspace)
+        held = open_folder(path, attempt.workspace)
     except FileNotFoundError:
         raise _removed(path, attempt, None) from None
     with held:
-        if (found := held.read(attempt.file)) is None or json.loads(found)["id"] != attempt.id:
+        if not _is_marked(held, attempt):
             raise _removed(path, attempt, newest(held))
         if is_fenced:
             _check_newest(held, attempt)
             if held.has(MANIFEST):
                 raise TakenOverError(f"{str(path)!r} was finished by another attempt: {attempt} ends here")
         yield held
+        if isinstance(held, ObjectFolder) and held.put and not _is_marked(held, attempt):  # removed meanwhile
+            for name in held.put:
+                held.remove(name)
+            raise _removed(path, attempt, newest(held))
+
+
+def workspace(path: Path, attempt: Attempt) -> Path:
+    """Where the attempt writes all but parts; of an object store on this machine, until it is finished."""
+    place = path / attempt.workspace
+    return scratch_folder(place) if is_remote(place) else place
 
 
 def is_superseded(path: Path, attempt: Attempt) -> bool:
     """A newer attempt has entered the folder."""
-    with HeldFolder(path) as folder:
+    with open_folder(path) as folder:
         return (last := newest(folder)) is not None and last.number > attempt.number
 
 
@@ -125,15 +135,19 @@ def finish(path: Path, attempt: Attempt, is_fenced: bool, manifest: dict[str, An
     """
     with hold(path, attempt, is_fenced) as folder:
         if not folder.has(_FINISHED):
+            if isinstance(folder, ObjectFolder):
+                upload(workspace(path, attempt), folder, attempt.workspace)
             folder.replace(f"{attempt.workspace}/{MANIFEST}", json_writer(manifest))
             folder.put_new(_FINISHED, json_writer({"workspace": attempt.workspace}))
     complete(path)
+    if is_remote(path):
+        remove_leftover(workspace(path, attempt))
 
 
 def complete(path: Path) -> bool:
     """Go on with what `finish` began, if an attempt got that far and was killed. Is the folder finished now?"""
     try:
-        held = HeldFolder(path)
+        held = open_folder(path)
     except FileNotFoundError:
         return False
     with held as folder:
@@ -147,19 +161,11 @@ def complete(path: Path) -> bool:
             return False
         leftover = workspaces(folder)
     for name in leftover:
-        shutil.rmtree(path / name, ignore_errors=True)
+        remove_leftover(path / name)
     return True
 
 
-def remove(path: Path) -> None:
-    """Remove the folder of a stage: it has another name at once, so that who still writes in it does so elsewhere."""
-    with writing(path), suppress(FileNotFoundError):
-        path.rename(path.with_name(f".removed-{path.name}-{uuid.uuid4().hex}"))
-    for folder in path.parent.glob(f".removed-{path.name}-*"):  # of an earlier, killed start too
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: HeldFolder, workspace: str) -> None:
+def _publish(folder: Folder, workspace: str) -> None:
     """Move the files of a finished attempt to where they belong, the manifest last.
 
     Several may do it at once, or one after the other was killed: each file is moved by one of them.
@@ -171,7 +177,7 @@ def _publish(folder: HeldFolder, workspace: str) -> None:
             folder.move(f"{workspace}/{name}", name)
 
 
-def _files(folder: HeldFolder, inside: str) -> Iterator[str]:
+def _files(folder: Folder, inside: str) -> Iterator[str]:
     """All but hidden ones, which are what the attempt itself needed."""
     for name in folder.names(inside):
         if name.startswith("."):
@@ -182,7 +188,12 @@ def _files(folder: HeldFolder, inside: str) -> Iterator[str]:
             yield name
 
 
-def _check_newest(folder: HeldFolder, attempt: Attempt) -> None:
+def _is_marked(folder: Folder, attempt: Attempt) -> bool:
+    found = folder.read(attempt.file)
+    return found is not None and json.loads(found)["id"] == attempt.id
+
+
+def _check_newest(folder: Folder, attempt: Attempt) -> None:
     last = newest(folder)
     if last is not None and last.number > attempt.number:
         raise TakenOverError(f"{last} has taken over {str(folder.path)!r} from {attempt}, which ends here")

@@ -20,6 +20,7 @@ from prm_ray.config import RunConfig
 from prm_ray.core.allocator import keep_freed_memory
 from prm_ray.damage import first_line, why_not
 from prm_ray.errors import UserError
+from prm_ray.objectstore import is_remote
 from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
 
@@ -40,6 +41,8 @@ def resolve_model(name: str) -> str:
     """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache."""
     if name == EMBEDDED:
         return str(_embedded_folder())
+    if is_remote(name):
+        raise UserError(f"model {name!r} must be a folder that this machine sees, or a hub id: copy it from there")
     if _looks_like_path(name):
         if adapter_base(name) is None:
             _check_folder(Path(name))

@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
+
+from prm_ray.objectstore import is_remote, location
 
 Aggregation = Literal["sum", "mean", "min", "last", "product", "normalized", "prefix_min", "prefix_mean"]
 """How step rewards become one number, see `core.rewards.aggregate`."""
@@ -21,19 +31,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
+def _run_folder(value: Any) -> Path:
+    if not isinstance(value, str | Path) and not is_remote(value):
+        raise ValueError("must be a path, or an address such as s3://bucket/folder")
+    return location(value)
+
+
+RunFolder = Annotated[Path, PlainValidator(_run_folder), PlainSerializer(str, return_type=str)]
+"""A path of this machine, made absolute (workers have other working folders than the driver), or an address."""
+
+
 class RunSection(Section):
-    dir: Path = Field(Path("runs/default"), validate_default=True)
-    """Folder of all tables of this run; on several machines it must be shared storage."""
+    dir: RunFolder = Field(Path("runs/default"), validate_default=True)
+    """Folder of all tables of this run, or `s3://bucket/folder`; for several machines it must be shared storage."""
     seed: int = Field(0, ge=0)
     """Seeds problems, sampling, shuffling and bootstrap."""
     num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a local Ray; none = at least 8, so that small helpers never wait for a core."""
-
-    @field_validator("dir")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        """Workers have other working folders than the driver."""
-        return value.expanduser().absolute()
 
 
 class ModelSection(Section):
@@ -253,7 +267,7 @@ class StepLabelSection(Section):
 class SelectSection(Section):
     """Which labelled responses are trained on, see `dataselection.py`; the settings in the order they are applied."""
 
-    mix: list[Path] = []
+    mix: list[RunFolder] = []
     """Run folders whose training responses are added; their reference must be the same model."""
     num_responses: int | None = Field(None, ge=1)
     """The first so many responses of each problem, as if no more had been sampled."""
@@ -281,12 +295,10 @@ class SelectSection(Section):
     @field_validator("mix")
     @classmethod
     def _folders(cls, value: list[Path]) -> list[Path]:
-        """Absolute, as workers have other working folders than the driver."""
-        folders = [path.expanduser().absolute() for path in value]
-        real = [path.resolve() for path in folders]
-        if twice := [str(path) for number, path in enumerate(folders) if real[number] in real[:number]]:
+        real = [path.resolve() for path in value]
+        if twice := [str(path) for number, path in enumerate(value) if real[number] in real[:number]]:
             raise ValueError(f"names {twice[0]!r} twice; its responses would count double")
-        return folders
+        return value
 
     @model_validator(mode="after")
     def _can_all_hold(self) -> SelectSection:

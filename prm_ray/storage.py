@@ -152,12 +152,6 @@ def storage_failure(path: Path, error: OSError) -> StorageError | None:
     return StorageError(f"{str(path)!r} cannot be written: {os.strerror(error.errno or 0)}; {advice}")
 
 
-def write_file(path: Path, write: Write) -> None:
-    """Write one file whole or not at all, in place of what is there."""
-    with HeldFolder(path.parent) as folder:
-        folder.replace(path.name, write)
-
-
 def json_writer(value: Any) -> Write:
     content = (json.dumps(value, indent=2, default=str) + "\n").encode()
 

@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from prm_ray import attempts
 from prm_ray.attempts import MANIFEST, Attempt
 from prm_ray.errors import StorageError, UserError
+from prm_ray.folders import Folder, make_folder, open_folder, remove_folder, write_file
+from prm_ray.objectstore import file_system, is_remote, location
 from prm_ray.schemas import SCHEMAS
-from prm_ray.storage import HeldFolder, Write, json_writer, write_file, writing
+from prm_ray.storage import Write, json_writer, writing
 
 FOLDERS = {
     "warmup": "warmup",
@@ -59,7 +61,7 @@ class StageFolder:
 
     def __init__(self, run_dir: str | Path, stage: str, attempt: Attempt | None = None):
         self.stage = stage
-        self.path = Path(run_dir) / FOLDERS[stage]
+        self.path = (location(run_dir) if is_remote(run_dir) else Path(run_dir)) / FOLDERS[stage]
         self.attempt = attempt
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,7 +74,7 @@ class StageFolder:
     @property
     def workspace(self) -> Path:
         """Where to write all but parts: `finish` puts what lies there in place. Hidden files are left out."""
-        return self.path if self.attempt is None else self.path / self.attempt.workspace
+        return self.path if self.attempt is None else attempts.workspace(self.path, self.attempt)
 
     def is_done(self) -> bool:
         return self.manifest_path.is_file()
@@ -98,7 +100,7 @@ class StageFolder:
             )
         try:
             with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
                 self.check_identity(identity, defaults)
                 attempt = attempt or attempts.draw(self.path.parent)
                 attempts.enter(self.path, attempt, self._is_fenced)
@@ -121,9 +123,9 @@ class StageFolder:
         with self._held():
             pass
 
-    def _held(self) -> AbstractContextManager[HeldFolder]:
+    def _held(self) -> AbstractContextManager[Folder]:
         if self.attempt is None:
-            return HeldFolder(self.path)
+            return open_folder(self.path)
         return attempts.hold(self.path, self.attempt, self._is_fenced)
 
     def check_identity(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
@@ -176,7 +178,7 @@ class StageFolder:
         if self.path.is_symlink():
             self.path.unlink()
         else:
-            attempts.remove(self.path)
+            remove_folder(self.path)
 
     def clear_if_empty(self) -> None:
         """Remove a folder in which nothing was made: the next start may have other settings."""
@@ -227,7 +229,7 @@ class StageFolder:
     def part_counts(self, index: int) -> dict[str, dict[str, int]]:
         """The `counts` a part was written with."""
         with _readable(self.part_path(index)):
-            metadata = pq.read_schema(self.part_path(index)).metadata
+            metadata = _schema(self.part_path(index)).metadata
         return json.loads((metadata or {}).get(_COUNTS.encode(), b"{}"))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -238,13 +240,25 @@ class StageFolder:
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
     with _readable(path):
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(**_source(path), columns=columns)
 
 
 def column_names(path: Path) -> list[str]:
     """Columns of a Parquet file; one that an earlier version wrote may lack some. Raises as `read_parquet` does."""
     with _readable(path):
-        return pq.read_schema(path).names
+        return _schema(path).names
+
+
+def _schema(path: Path) -> pa.Schema:
+    source = _source(path)
+    return pq.read_schema(source.pop("source"), **source)
+
+
+def _source(path: Path) -> dict[str, Any]:
+    if not is_remote(path):
+        return {"source": path}
+    fs, name = file_system(path)
+    return {"source": name, "filesystem": fs}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from typing import Any
 from prm_ray.attempts import Attempt
 from prm_ray.config import RunConfig
 from prm_ray.errors import NonFiniteLossError, StorageError, TakenOverError, UserError
+from prm_ray.objectstore import check_reachable, is_remote, location
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
@@ -41,9 +41,27 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
 
     Raises `UserError` before any work if a folder was made with other settings.
     """
+    check_storage(config, config.stages())
     check_settings(config)
     check_inputs(config, config.stages())
     return {stage: run_stage(config, stage) for stage in config.stages()}
+
+
+_ON_A_DISK = ("warmup", "train", "policy")
+"""What writes or reads a model of the run: its files are not read from an object store yet."""
+
+
+def check_storage(config: RunConfig, stages: Iterable[str]) -> None:
+    """Raises `UserError` if the run's folder is an address that cannot be reached, or that a stage cannot work at."""
+    if not is_remote(config.run.dir):
+        return
+    needed = {*stages, *(earlier for stage in stages for earlier in config.before(stage))}
+    if refused := [stage for stage in _ON_A_DISK if stage in needed]:
+        raise UserError(
+            f"{refused[0]} needs a model of this run on a disk that all machines see, and run.dir is "
+            f"{str(config.run.dir)!r}: copy the run to such a disk for it, or set score.model to a published model"
+        )
+    check_reachable(config.run.dir)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -66,6 +84,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     settings: all before Ray starts. Failures inside Ray come out as the `UserError` or `NonFiniteLossError` they were.
     """
     _check_belongs(config, stage)
+    check_storage(config, [stage])
     _check_upstream(config, stage)
     folder, identity = StageFolder(config.run.dir, stage), _identity(config, stage)
     _check_identity(config, stage)
@@ -108,10 +127,11 @@ def clear_from(config: RunConfig, stage: str) -> None:
 
     Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
     """
+    check_storage(config, [])
     check_before(config, stage)
     for later in reversed(config.onwards(stage)):
         folder = StageFolder(config.run.dir, later)
-        if os.path.lexists(folder.path):  # a link whose other end is gone is removed too
+        if folder.path.exists() or folder.path.is_symlink():  # also a link whose other end is gone
             log.info("%-9s removing %s", later, folder.path)
             folder.clear()
 
@@ -200,6 +220,8 @@ def _other_runs(config: RunConfig, stage: str) -> dict[str, list[str]]:
     """When what settings name of other runs was finished: a checkpoint to start from, runs whose data are mixed in."""
     found = {}
     for key, value in config.identity(stage).items():
+        if key != "select.mix" and is_remote(value):
+            continue  # no run folder
         folders = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
         if finished := [at for folder in folders if (at := _finished_at(folder))]:
             found[f"{key}.finished_at"] = finished
@@ -208,9 +230,10 @@ def _other_runs(config: RunConfig, stage: str) -> dict[str, list[str]]:
 
 def _finished_at(folder: str) -> str | None:
     """Of a folder of a stage, or of the last table that a run has to train on; None if it is neither."""
+    where = location(folder) if is_remote(folder) else Path(folder)
     for inside in ("", FOLDERS["step_label"], FOLDERS["reference"]):
-        if os.path.isfile(manifest := os.path.join(folder, inside, "manifest.json")):
-            return json.loads(Path(manifest).read_text(encoding="utf-8"))["finished_at"]
+        if (manifest := where / inside / "manifest.json").is_file():
+            return json.loads(manifest.read_text(encoding="utf-8"))["finished_at"]
     return None
 
 

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FOUNDATION = {"errors", "settings", "config", "schemas", "storage", "attempts", "tables", "runlog"}
+FOUNDATION = {"errors", "settings", "config", "schemas", "storage", "objectstore", "folders"}
+FOUNDATION |= {"attempts", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
@@ -20,12 +21,14 @@ ENGINES = {
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
-    "settings": set(),
-    "config": {"errors", "settings"},
+    "settings": {"objectstore"},
+    "config": {"errors", "settings", "objectstore"},
     "schemas": {"settings"},
     "storage": {"errors"},
-    "attempts": {"errors", "storage"},
-    "tables": {"errors", "schemas", "storage", "attempts"},
+    "objectstore": {"errors", "storage"},
+    "folders": {"objectstore", "storage"},
+    "attempts": {"errors", "storage", "objectstore", "folders"},
+    "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts"},
     "runlog": {"errors", "storage"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
