@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.damage import why_not
 from prm_ray.errors import UserError
+from prm_ray.modelcache import local_copy, named_from
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def adapter_base(folder: str | Path) -> str | None:
     facts = json.loads(prm.read_text(encoding="utf-8")) if prm.is_file() else {}
     if "base" in facts:
         base = (Path(folder) / facts["base"]).resolve()
-        return str(base) if base.is_dir() else facts["base"]
+        return str(base) if base.is_dir() else local_copy(named_from(folder, facts["base"]))
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 

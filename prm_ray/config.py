@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from prm_ray.errors import UserError
-from prm_ray.objectstore import is_remote
 from prm_ray.settings import (
     Aggregation,
     ArithmeticSection,
@@ -239,11 +238,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 def read_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:
     """The sections of a file as they stand there. Raises `UserError` if it is not there or not TOML (or JSON)."""
-    if is_remote(path):
-        raise UserError(f"{what} {str(path)!r} must be a file of this machine")
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"{what} {str(path)!r} does not exist")
+    path = Path(path)
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8")

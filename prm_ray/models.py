@@ -20,7 +20,7 @@ from prm_ray.config import RunConfig
 from prm_ray.core.allocator import keep_freed_memory
 from prm_ray.damage import first_line, why_not
 from prm_ray.errors import UserError
-from prm_ray.objectstore import is_remote
+from prm_ray.modelcache import cache_folder, local_copy, named_from
 from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
 
@@ -38,11 +38,11 @@ _NAMED_FROM_HERE = ("reference", "base")
 
 
 def resolve_model(name: str) -> str:
-    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache."""
+    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache, and one at
+    an address copied there. Each machine has a cache of its own."""
     if name == EMBEDDED:
         return str(_embedded_folder())
-    if is_remote(name):
-        raise UserError(f"model {name!r} must be a folder that this machine sees, or a hub id: copy it from there")
+    name = local_copy(name)
     if _looks_like_path(name):
         if adapter_base(name) is None:
             _check_folder(Path(name))
@@ -231,7 +231,8 @@ def read_prm_json(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} is not a trained PRM: it has no prm.json")
     facts = json.loads(path.read_text(encoding="utf-8"))
     folders = {key: (Path(folder) / facts[key]).resolve() for key in _NAMED_FROM_HERE if key in facts}
-    return facts | {key: str(found) for key, found in folders.items() if found.is_dir()}
+    there = {key: named_from(folder, facts[key]) for key in folders}
+    return facts | there | {key: str(found) for key, found in folders.items() if found.is_dir()}
 
 
 def _looks_like_path(name: str) -> bool:
@@ -257,7 +258,7 @@ def _check_adapter_folder(folder: Path) -> None:
 
 
 def _embedded_folder() -> Path:
-    cache = Path(os.environ.get("PRM_RAY_CACHE") or Path.home() / ".cache" / "prm_ray")
+    cache = cache_folder()
     folder = cache / EMBEDDED
     if (folder / "config.json").is_file():
         return folder

@@ -54,15 +54,30 @@ def file_system(path: Path) -> tuple[Any, str]:
     return remote.fs, remote.path
 
 
+def arrow_source(path: Path) -> tuple[str | Path, Any]:
+    """A file and its file system (None: this machine's), as pyarrow's functions take them."""
+    if not is_remote(path):
+        return path, None
+    fs, name = file_system(path)
+    return name, fs
+
+
 def check_reachable(path: Path) -> None:
     """Raises `UserError` if the bucket is not there, or these credentials may not list it."""
+    fs, name = file_system(path)
+    with reading_from(path):
+        with suppress(FileNotFoundError):
+            fs.ls(name, detail=False)
+            return
+        fs.ls(name.split("/")[0], detail=False)
+
+
+@contextmanager
+def reading_from(path: Path) -> Iterator[None]:
+    """Raises `UserError` if what is read there is not there or cannot be reached."""
     try:
         with _translated(path, "reached"):
-            fs, name = file_system(path)
-            with suppress(FileNotFoundError):
-                fs.ls(name, detail=False)
-                return
-            fs.ls(name.split("/")[0], detail=False)
+            yield
     except (StorageError, FileNotFoundError) as error:
         reason = str(error) if isinstance(error, StorageError) else f"{str(path)!r} cannot be reached: {error}"
         raise UserError(reason) from None
@@ -166,7 +181,7 @@ def _translated(path: Path, done: str) -> Iterator[None]:
     """Client libraries raise many types; what is no missing or existing file is told in one line."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError, StorageError):
+    except (FileNotFoundError, FileExistsError, StorageError, UserError):
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]

@@ -43,7 +43,7 @@ RunFolder = Annotated[Path, PlainValidator(_run_folder), PlainSerializer(str, re
 
 class RunSection(Section):
     dir: RunFolder = Field(Path("runs/default"), validate_default=True)
-    """Folder of all tables of this run, or `s3://bucket/folder`; for several machines it must be shared storage."""
+    """Folder of all tables of this run, or an address such as `s3://bucket/folder`; for several machines it must be shared storage."""
     seed: int = Field(0, ge=0)
     """Seeds problems, sampling, shuffling and bootstrap."""
     num_cpus: int | None = Field(None, ge=1)
@@ -239,7 +239,7 @@ class StepLabelSection(Section):
     """Label only the first so many responses of a problem; none = all. The others stay without step labels."""
     num_completions: int = Field(8, ge=1)
     """`monte_carlo`: completions from the end of each step but the last, sampled as in [generate]."""
-    verifier: Path | None = None
+    verifier: RunFolder | None = None
     """`confidence`: checkpoint folder of the outcome verifier, made by another run."""
     threshold: float = Field(-0.5, gt=-1, lt=0)
     """`confidence`: a step is wrong if the confidence changes by less than this, relative to the step before it."""
@@ -250,12 +250,6 @@ class StepLabelSection(Section):
     num_workers: int = Field(1, ge=1)
     """`confidence`, `truth`: processes over the cluster; `monte_carlo` runs on the engines of [generate]."""
     gpus_per_worker: float = Field(0, ge=0)
-
-    @field_validator("verifier")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        """Workers have other working folders than the driver."""
-        return None if value is None else value.expanduser().absolute()
 
     @model_validator(mode="after")
     def _has_a_verifier(self) -> StepLabelSection:
@@ -619,8 +613,8 @@ class ServeSection(Section):
     """Most responses one request may hold."""
     max_replicas: int | None = Field(None, ge=1)
     """Of each model: more than num_replicas start under load; none = no more."""
-    models: dict[str, Path] = {}
-    """Name -> checkpoint folder of more models; the run's own is called as its folder."""
+    models: dict[str, RunFolder] = {}
+    """Name -> checkpoint folder, or its address, of more models; the run's own is called as its folder."""
     max_tokens: int = Field(16384, ge=1)
     """Most tokens (prompt + all responses) one request may cost; beyond it the answer is 413."""
     max_queued_tokens: int = Field(65536, ge=1)

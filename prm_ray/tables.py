@@ -24,7 +24,7 @@ from prm_ray import attempts
 from prm_ray.attempts import MANIFEST, Attempt
 from prm_ray.errors import StorageError, UserError
 from prm_ray.folders import Folder, make_folder, open_folder, remove_folder, write_file
-from prm_ray.objectstore import file_system, is_remote, location
+from prm_ray.objectstore import arrow_source, is_remote, location
 from prm_ray.schemas import SCHEMAS
 from prm_ray.storage import Write, json_writer, writing
 
@@ -147,8 +147,7 @@ class StageFolder:
             )
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Put in place what lies in the workspace, and the manifest last. Of attempts that overlap the first one to
-        get here counts; the others leave its work and its manifest as they are."""
+        """Put in place what lies in the workspace, the manifest last, unless another attempt was first to get here."""
         if self.attempt is None:
             write_json(self.manifest_path, manifest)
         else:
@@ -171,10 +170,7 @@ class StageFolder:
         return self.complete() and not (self._is_fenced and attempts.is_superseded(self.path, self.attempt))
 
     def clear(self) -> None:
-        """Remove the folder, under another name at once: an attempt that still writes in it does so elsewhere.
-
-        Of a link only the link itself: what is behind it belongs to another run.
-        """
+        """Remove the folder; of a link only the link itself: what is behind it belongs to another run."""
         if self.path.is_symlink():
             self.path.unlink()
         else:
@@ -228,9 +224,7 @@ class StageFolder:
 
     def part_counts(self, index: int) -> dict[str, dict[str, int]]:
         """The `counts` a part was written with."""
-        with _readable(self.part_path(index)):
-            metadata = _schema(self.part_path(index)).metadata
-        return json.loads((metadata or {}).get(_COUNTS.encode(), b"{}"))
+        return json.loads((_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for index in self.finished_parts():
@@ -239,26 +233,20 @@ class StageFolder:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
+    source, fs = arrow_source(path)
     with _readable(path):
-        return pq.read_table(**_source(path), columns=columns)
+        return pq.read_table(source, columns=columns, filesystem=fs)
 
 
 def column_names(path: Path) -> list[str]:
     """Columns of a Parquet file; one that an earlier version wrote may lack some. Raises as `read_parquet` does."""
-    with _readable(path):
-        return _schema(path).names
+    return _schema(path).names
 
 
 def _schema(path: Path) -> pa.Schema:
-    source = _source(path)
-    return pq.read_schema(source.pop("source"), **source)
-
-
-def _source(path: Path) -> dict[str, Any]:
-    if not is_remote(path):
-        return {"source": path}
-    fs, name = file_system(path)
-    return {"source": name, "filesystem": fs}
+    source, fs = arrow_source(path)
+    with _readable(path):
+        return pq.read_schema(source, filesystem=fs)
 
 
 @contextmanager
@@ -267,11 +255,9 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        advice = (
-            f"; remove it and {MANIFEST} beside it, and run its stage again: the other parts are kept"
-            if path.name.startswith("part-") and path.is_file()
-            else ""
-        )
+        advice = ""
+        if path.name.startswith("part-") and path.is_file():
+            advice = f"; remove it and {MANIFEST} beside it, and run its stage again: the other parts are kept"
         raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{advice}") from None
 
 

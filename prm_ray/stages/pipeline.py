@@ -53,6 +53,14 @@ _ON_A_DISK = ("warmup", "train", "policy")
 
 def check_storage(config: RunConfig, stages: Iterable[str]) -> None:
     """Raises `UserError` if the run's folder is an address that cannot be reached, or that a stage cannot work at."""
+    models = {
+        "model.name": config.model.name,
+        "reference.model": config.reference.model,
+        "train.start": config.train.start,
+    }
+    models |= {"score.model": config.score.model, "step_label.verifier": config.step_label.verifier}
+    if remote := [f"{key} {str(name)!r}" for key, name in models.items() if name is not None and is_remote(name)]:
+        raise UserError(f"{remote[0]} must be a folder that all machines see, or a hub id; stages fetch no model")
     if not is_remote(config.run.dir):
         return
     needed = {*stages, *(earlier for stage in stages for earlier in config.before(stage))}

@@ -16,13 +16,13 @@ MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "texts", "scorer", "headscorer"),
-    *("publishedformats", "publishedscorer", "damage"),
+    *("publishedformats", "publishedscorer", "damage", "modelcache"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"objectstore"},
-    "config": {"errors", "settings", "objectstore"},
+    "config": {"errors", "settings"},
     "schemas": {"settings"},
     "storage": {"errors"},
     "objectstore": {"errors", "storage"},
@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "answers": FOUNDATION,
     "dataselection": FOUNDATION,
     "damage": set(),
-    "adapters": {"errors", "damage"},
-    "models": FOUNDATION | {"core", "adapters", "damage"},
+    "modelcache": {"errors", "objectstore"},
+    "adapters": {"errors", "damage", "modelcache"},
+    "models": FOUNDATION | {"core", "adapters", "damage", "modelcache"},
     "fingerprints": {"adapters", "models"},
     "texts": FOUNDATION | {"core", "models"},
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},

@@ -1,7 +1,8 @@
-"""Runs in an S3 bucket (a server on the loopback address): conditional writes, tables, reports, overlapping attempts."""
+"""Runs in an S3 bucket (a server on the loopback address): conditional writes, tables, reports, attempts."""
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from prm_ray import objectstore
 from prm_ray.compare.compare import compare_words
 from prm_ray.config import RunConfig, load_config
 from prm_ray.errors import StorageError, TakenOverError, UserError
-from prm_ray.models import resolve_model
+from prm_ray.models import resolve_model, write_prm_json
 from prm_ray.objectstore import ObjectFolder, file_system, location
 from prm_ray.problems import read_rows
+from prm_ray.scorer import Scorer
+from prm_ray.scoring.served import load_scorer, served_models
 from prm_ray.stages.pipeline import clear_from, run_all, run_stage
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.storage import json_writer
 from prm_ray.tables import StageFolder, read_parquet
 from tests.s3 import new_bucket, s3_server
 from tests.tables_by_hand import mark_done
+from tests.tiny import save_tiny_model
 from tests.unit.test_attempts import attempt_at, everything, finish, search_rows
 from tests.unit.test_pipeline import score_row
 
@@ -173,11 +177,11 @@ def test_a_part_that_is_cut_off_is_named(bucket: Path):
             lambda at: load_config(at, ["run.dir=nowhere://x"]),
             r"run\.dir: .nowhere://x. is an address that fsspec",
         ),
-        (lambda at: load_config("s3://b/run.toml"), r"config file .s3://b/run\.toml. must be a file of this machine"),
+        (lambda at: load_config("s3://b/run.toml"), r"config file .s3://b/run\.toml. does not exist"),
         (lambda at: compare_words(["a"], "s3://b/out"), r"--out .s3://b/out. must be a folder of this machine"),
         (
-            lambda at: resolve_model("s3://b/x/checkpoint"),
-            "model .s3://b/x/checkpoint. must be a folder that this",
+            lambda at: run_all(load_config(at, ["model.name=s3://b/m"])),
+            "model.name .s3://b/m. must be a folder that all",
         ),
     ],
 )
@@ -186,6 +190,48 @@ def test_what_cannot_be_there_is_refused_in_one_line(tmp_path: Path, work: Calla
     path.write_text("")
     with pytest.raises(UserError, match=message):
         work(path)
+
+
+@pytest.fixture
+def stored(bucket: Path, tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trained run that was copied to the bucket, its reference beside its checkpoint."""
+    monkeypatch.setenv("PRM_RAY_CACHE", str(tmp_path / "cache"))
+    for name, seed in (("warmup", 0), ("checkpoint", 3)):
+        save_tiny_model(tmp_path / "run" / name, seed=seed)
+    facts = {"objective": "ce", "beta": 0.5, "step_rule": "newline", "with_reference": True}
+    write_prm_json(tmp_path / "run" / "checkpoint", facts | {"reference": str(tmp_path / "run" / "warmup")})
+    (tmp_path / "run" / "checkpoint" / "manifest.json").write_text("{}")
+    fs, root = file_system(bucket / "run")
+    fs.put(str(tmp_path / "run"), root, recursive=True)
+    return bucket / "run"
+
+
+def test_a_model_there_scores_as_it_does_here_with_the_reference_beside_it(stored: Path, tmp_path: Path):
+    here = Scorer.from_pretrained(tmp_path / "run" / "checkpoint", dtype="float32")
+    (expected,) = here.score("1+2", ["1\n2"])
+    shutil.rmtree(tmp_path / "run")
+    (found,) = Scorer.from_pretrained(f"{stored}/checkpoint", dtype="float32").score("1+2", ["1\n2"])
+    assert found.step_rewards == expected.step_rewards and any(found.step_rewards)
+
+
+def test_a_model_is_copied_once_and_again_when_it_changes(stored: Path, tmp_path: Path):
+    first = resolve_model(f"{stored}/checkpoint")
+    written = (Path(first) / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model(f"{stored}/checkpoint") == first
+    assert (Path(first) / "model.safetensors").stat().st_mtime_ns == written
+    (stored / "checkpoint" / "manifest.json").write_text('{"finished_at": "later"}')
+    assert resolve_model(f"{stored}/checkpoint") != first
+    with pytest.raises(UserError, match=r"s3://.*/nothing\' cannot be reached|nothing. does not exist"):
+        resolve_model(f"{stored}/nothing")
+
+
+def test_a_server_finds_its_models_there_and_leaves_copying_to_its_replicas(stored: Path, tmp_path: Path):
+    config = config_at(tmp_path, stored, f"serve.models.other={stored}/checkpoint", "score.model=", "score.style=")
+    own, other = served_models(config)
+    assert (own.facts.name, other.facts.name) == ("run", "other") and own.facts.with_reference
+    assert own.folder == other.folder == f"{stored}/checkpoint"
+    (scored,) = load_scorer(own).score("1+2", ["1\n2"])
+    assert any(scored.step_rewards)
 
 
 def test_a_bucket_that_is_not_there_and_a_server_that_is_not_are_told(
