@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prm_ray.damage import why_not
 from prm_ray.errors import UserError
+from prm_ray.modelcache import local_copy, named_from
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +45,7 @@ def adapter_base(folder: str | Path) -> str | None:
     facts = json.loads(prm.read_text(encoding="utf-8")) if prm.is_file() else {}
     if "base" in facts:
         base = (Path(folder) / facts["base"]).resolve()
-        return str(base) if base.is_dir() else facts["base"]
+        return str(base) if base.is_dir() else local_copy(named_from(folder, facts["base"]))
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
@@ -79,13 +81,12 @@ def load_adapter(model: PreTrainedModel, folder: str) -> Any:
     """The stored adapter over its base, in the base's number format, frozen."""
     _need_peft(f"adapter folder {folder!r}")
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"adapter folder {folder!r} does not fit its base model: {str(error).splitlines()[0]}"
-        ) from None
+    except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"adapter folder {folder!r} does not fit its base model: {why_not(folder, error)}") from None
 
 
 def save_weights(model: Any, folder: Path, tensors: dict[str, Tensor] | None, dtype: torch.dtype) -> None:

@@ -238,9 +238,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 def read_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:
     """The sections of a file as they stand there. Raises `UserError` if it is not there or not TOML (or JSON)."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"{what} {str(path)!r} does not exist")
+    path = Path(path)
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8")

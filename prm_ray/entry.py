@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from prm_ray.errors import ClusterError, EngineError, NonFiniteLossError, UserError
+from prm_ray.errors import (
+    ClusterError,
+    EngineError,
+    NonFiniteLossError,
+    StorageError,
+    TakenOverError,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from prm_ray.config import RunConfig
@@ -70,7 +77,7 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         _fail(2, str(error))
-    except (NonFiniteLossError, EngineError, ClusterError) as error:
+    except (NonFiniteLossError, EngineError, StorageError, TakenOverError, ClusterError) as error:
         _fail(1, str(error))
     except KeyboardInterrupt:
         _fail(130, "interrupted; what is finished is kept, and the same command (without --fresh) goes on from there")

@@ -15,3 +15,11 @@ class EngineError(RuntimeError):
 
 class ClusterError(RuntimeError):
     """A cluster does not answer, or refuses. Work that was begun there may go on."""
+
+
+class StorageError(RuntimeError):
+    """Something could not be written: no room, or no right to. What is finished is kept."""
+
+
+class TakenOverError(RuntimeError):
+    """Another start of the same run works on a stage in place of this one, or has removed its folder."""

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import RunConfig
+from prm_ray.damage import first_line, why_not
 from prm_ray.errors import UserError
+from prm_ray.modelcache import cache_folder, local_copy, named_from
 from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
 
@@ -34,9 +36,11 @@ _NAMED_FROM_HERE = ("reference", "base")
 
 
 def resolve_model(name: str) -> str:
-    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache."""
+    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache, and one at
+    an address copied there. Each machine has a cache of its own."""
     if name == EMBEDDED:
         return str(_embedded_folder())
+    name = local_copy(name)
     if _looks_like_path(name):
         if adapter_base(name) is None:
             _check_folder(Path(name))
@@ -114,7 +118,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model {name!r} does not load: {first_line(error)}") from None
+        raise UserError(f"model {name!r} does not load: {why_not(name, error)}") from None
     if missing := sorted(loading["missing_keys"]):
         raise UserError(f"model {name!r} is no whole language model: its files lack {missing[0]!r}")
     return placed(model, device)
@@ -209,10 +213,13 @@ def token_char_ends(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -
     return ends
 
 
-def write_prm_json(folder: Path, facts: dict[str, Any]) -> None:
-    """Write what makes `folder` a PRM. A reference or base that is a folder is named from here, so all can move."""
+def write_prm_json(folder: Path, facts: dict[str, Any], home: Path | None = None) -> None:
+    """Write what makes `folder` a PRM. A reference or base that is a folder is named from here, so all can move.
+
+    `home` is where `folder` will be put in the end, if it is not there yet.
+    """
     named = {key: facts[key] for key in _NAMED_FROM_HERE if key in facts}
-    moved = {key: os.path.relpath(name, folder) for key, name in named.items() if Path(name).is_dir()}
+    moved = {key: os.path.relpath(name, home or folder) for key, name in named.items() if Path(name).is_dir()}
     write_json(folder / "prm.json", facts | moved)
 
 
@@ -223,7 +230,8 @@ def read_prm_json(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} is not a trained PRM: it has no prm.json")
     facts = json.loads(path.read_text(encoding="utf-8"))
     folders = {key: (Path(folder) / facts[key]).resolve() for key in _NAMED_FROM_HERE if key in facts}
-    return facts | {key: str(found) for key, found in folders.items() if found.is_dir()}
+    there = {key: named_from(folder, facts[key]) for key in folders}
+    return facts | there | {key: str(found) for key, found in folders.items() if found.is_dir()}
 
 
 def _looks_like_path(name: str) -> bool:
@@ -249,7 +257,7 @@ def _check_adapter_folder(folder: Path) -> None:
 
 
 def _embedded_folder() -> Path:
-    cache = Path(os.environ.get("PRM_RAY_CACHE") or Path.home() / ".cache" / "prm_ray")
+    cache = cache_folder()
     folder = cache / EMBEDDED
     if (folder / "config.json").is_file():
         return folder
@@ -277,7 +285,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
+from prm_ray.objectstore import is_remote, location
 from prm_ray.settings import ProblemsSection
 from prm_ray.tables import read_parquet
 
@@ -75,7 +76,7 @@ def read_rows(source: str) -> Iterator[dict[str, Any]]:
     if source.startswith("hf:"):
         rows = _hub_rows(source)
     elif source.endswith((".jsonl", ".parquet")):
-        path = Path(source)
+        path = location(source) if is_remote(source) else Path(source)
         if not path.is_file():
             raise UserError(f"file {source!r} does not exist")
         rows = _json_rows(path) if path.suffix == ".jsonl" else iter(read_parquet(path).to_pylist())

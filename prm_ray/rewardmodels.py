@@ -15,8 +15,9 @@ from prm_ray.adapters import adapter_base
 from prm_ray.core.device import number_format, own_device, placed
 from prm_ray.core.forward import Reading, response_logprobs, response_values
 from prm_ray.core.heads import LabelTokens, score_head
+from prm_ray.damage import why_not
 from prm_ray.errors import UserError
-from prm_ray.models import first_line, load_model, load_tokenizer, resolve_model
+from prm_ray.models import load_model, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def _load_with_head(auto_class: Any, name: str, dtype: torch.dtype, **options: A
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {name!r} does not load with a value head: {first_line(error)}") from None
+        raise UserError(f"model {name!r} does not load with a value head: {why_not(name, error)}") from None
     return model, sorted(loading["missing_keys"])
 
 

@@ -14,7 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prm_ray.storage import writing
+
 log = logging.getLogger("prm_ray")
+METRICS_FILE = "metrics.jsonl"
 
 
 def set_up_logging() -> None:
@@ -64,16 +67,21 @@ class Progress:
 
 
 class MetricsLog:
-    """Appends one JSON object a line. On resume, lines of steps that are done again are dropped first."""
+    """Appends one JSON object a line. On resume, lines of steps that are done again are dropped first.
+
+    Raises `StorageError` if the disk is full.
+    """
 
     def __init__(self, path: Path, resume_step: int = 0):
         self._path = path
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resume_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= resume_step]
+            with writing(path):
+                path.write_text("".join(kept))
 
     def write(self, step: int, **metrics: Any) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 2), **metrics}) + "\n")
 
 

@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
+
+from prm_ray.objectstore import is_remote, location
 
 Aggregation = Literal["sum", "mean", "min", "last", "product", "normalized", "prefix_min", "prefix_mean"]
 """How step rewards become one number, see `core.rewards.aggregate`."""
@@ -21,19 +31,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
+def _run_folder(value: Any) -> Path:
+    if not isinstance(value, str | Path) and not is_remote(value):
+        raise ValueError("must be a path, or an address such as s3://bucket/folder")
+    return location(value)
+
+
+RunFolder = Annotated[Path, PlainValidator(_run_folder), PlainSerializer(str, return_type=str)]
+"""A path of this machine, made absolute (workers have other working folders than the driver), or an address."""
+
+
 class RunSection(Section):
-    dir: Path = Field(Path("runs/default"), validate_default=True)
-    """Folder of all tables of this run; on several machines it must be shared storage."""
+    dir: RunFolder = Field(Path("runs/default"), validate_default=True)
+    """Folder of all tables of this run, or an address such as `s3://bucket/folder`; for several machines it must be
+    shared storage."""
     seed: int = Field(0, ge=0)
     """Seeds problems, sampling, shuffling and bootstrap."""
     num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a local Ray; none = at least 8, so that small helpers never wait for a core."""
-
-    @field_validator("dir")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        """Workers have other working folders than the driver."""
-        return value.expanduser().absolute()
 
 
 class ModelSection(Section):
@@ -226,7 +241,7 @@ class StepLabelSection(Section):
     """Label only the first so many responses of a problem; none = all. The others stay without step labels."""
     num_completions: int = Field(8, ge=1)
     """`monte_carlo`: completions from the end of each step but the last, sampled as in [generate]."""
-    verifier: Path | None = None
+    verifier: RunFolder | None = None
     """`confidence`: checkpoint folder of the outcome verifier, made by another run."""
     threshold: float = Field(-0.5, gt=-1, lt=0)
     """`confidence`: a step is wrong if the confidence changes by less than this, relative to the step before it."""
@@ -238,12 +253,6 @@ class StepLabelSection(Section):
     """`confidence`, `truth`: processes over the cluster; `monte_carlo` runs on the engines of [generate]."""
     gpus_per_worker: float = Field(0, ge=0)
 
-    @field_validator("verifier")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        """Workers have other working folders than the driver."""
-        return None if value is None else value.expanduser().absolute()
-
     @model_validator(mode="after")
     def _has_a_verifier(self) -> StepLabelSection:
         if self.method == "confidence" and self.verifier is None:
@@ -254,7 +263,7 @@ class StepLabelSection(Section):
 class SelectSection(Section):
     """Which labelled responses are trained on, see `dataselection.py`; the settings in the order they are applied."""
 
-    mix: list[Path] = []
+    mix: list[RunFolder] = []
     """Run folders whose training responses are added; their reference must be the same model."""
     num_responses: int | None = Field(None, ge=1)
     """The first so many responses of each problem, as if no more had been sampled."""
@@ -282,12 +291,10 @@ class SelectSection(Section):
     @field_validator("mix")
     @classmethod
     def _folders(cls, value: list[Path]) -> list[Path]:
-        """Absolute, as workers have other working folders than the driver."""
-        folders = [path.expanduser().absolute() for path in value]
-        real = [path.resolve() for path in folders]
-        if twice := [str(path) for number, path in enumerate(folders) if real[number] in real[:number]]:
+        real = [path.resolve() for path in value]
+        if twice := [str(path) for number, path in enumerate(value) if real[number] in real[:number]]:
             raise ValueError(f"names {twice[0]!r} twice; its responses would count double")
-        return folders
+        return value
 
     @model_validator(mode="after")
     def _can_all_hold(self) -> SelectSection:
@@ -608,8 +615,8 @@ class ServeSection(Section):
     """Most responses one request may hold."""
     max_replicas: int | None = Field(None, ge=1)
     """Of each model: more than num_replicas start under load; none = no more."""
-    models: dict[str, Path] = {}
-    """Name -> checkpoint folder of more models; the run's own is called as its folder."""
+    models: dict[str, RunFolder] = {}
+    """Name -> checkpoint folder, or its address, of more models; the run's own is called as its folder."""
     max_tokens: int = Field(16384, ge=1)
     """Most tokens (prompt + all responses) one request may cost; beyond it the answer is 413."""
     max_queued_tokens: int = Field(65536, ge=1)

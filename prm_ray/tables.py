@@ -1,17 +1,18 @@
 """The tables stages meet in: folders, atomic parts, and the manifest that makes a folder count as finished.
 
-A stage writes `part-00000.parquet`, `part-00001.parquet` ... each whole or not at all (temporary name, then rename).
-A part that is there is finished work and is never made twice; the folder is finished when `manifest.json`, written
-last, is there. `started.json` remembers what an unfinished folder was begun with, so that a changed config is noticed.
+A stage writes `part-00000.parquet`, `part-00001.parquet` ... each whole or not at all, and where none is yet: a part
+that is there is finished work, never made twice and never changed, so that attempts that overlap work on one table.
+All else that a stage makes lies in a workspace of its attempt until it is finished; then one attempt's work is put in
+place, `manifest.json` last, which makes the folder finished. `started.json` remembers what an unfinished folder was
+begun with, so that a changed config is noticed.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prm_ray.errors import UserError
+from prm_ray import attempts
+from prm_ray.attempts import MANIFEST, Attempt
+from prm_ray.errors import StorageError, UserError
+from prm_ray.folders import Folder, make_folder, open_folder, remove_folder, write_file
+from prm_ray.objectstore import arrow_source, is_remote, location
 from prm_ray.schemas import SCHEMAS
+from prm_ray.storage import Write, json_writer, writing
 
 FOLDERS = {
     "warmup": "warmup",
@@ -39,22 +45,36 @@ FOLDERS = {
 }
 """Stage or measurement -> its folder under the run."""
 
+FENCED = ("warmup", "train", "search")
+"""Stages whose work is one stream, to which attempts cannot add side by side: only the newest may write."""
+
 _COUNTS = "counts"
+_STARTED = "started.json"
 
 
 class StageFolder:
-    """The folder of one stage of one run."""
+    """The folder of one stage of one run; `attempt` is the start of the run that may write in it, once it has begun.
 
-    def __init__(self, run_dir: str | Path, stage: str):
+    Writing raises `TakenOverError` if the folder was removed since, or, in a stage of `FENCED`, if a newer attempt has
+    begun; and `StorageError` if the disk is full. Without an attempt, as tools and tests use it, nothing is asked.
+    """
+
+    def __init__(self, run_dir: str | Path, stage: str, attempt: Attempt | None = None):
         self.stage = stage
-        self.path = Path(run_dir) / FOLDERS[stage]
+        self.path = (location(run_dir) if is_remote(run_dir) else Path(run_dir)) / FOLDERS[stage]
+        self.attempt = attempt
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.path.parent, self.stage))
+        return (type(self), (self.path.parent, self.stage, self.attempt))
 
     @property
     def manifest_path(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
+
+    @property
+    def workspace(self) -> Path:
+        """Where to write all but parts: `finish` puts what lies there in place. Hidden files are left out."""
+        return self.path if self.attempt is None else attempts.workspace(self.path, self.attempt)
 
     def is_done(self) -> bool:
         return self.manifest_path.is_file()
@@ -65,19 +85,48 @@ class StageFolder:
             raise UserError(f"{str(self.path)!r} is not finished; run the {self.stage} stage first")
         return json.loads(self.manifest_path.read_text(encoding="utf-8"))
 
-    def begin(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-        """Open for work; a folder begun with other settings is refused, never mixed or silently thrown away.
+    def begin(
+        self, identity: dict[str, Any], defaults: dict[str, Any] | None = None, attempt: Attempt | None = None
+    ) -> None:
+        """Open for work by this attempt (none = a new one).
 
-        So is a link: what is behind it belongs to another run.
+        A folder begun with other settings is refused, never mixed or silently thrown away. So is a link: what is
+        behind it belongs to another run. Raises `TakenOverError` if a newer attempt is at work in a stage of `FENCED`.
         """
         if self.path.is_symlink():
             raise UserError(
                 f"{str(self.path)!r} is a link to {str(self.path.parent / self.path.readlink())!r}, which is not "
                 "finished: finish it there, or remove the link"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.check_identity(identity, defaults)
-        write_json(self.path / "started.json", identity)
+        try:
+            with writing(self.path):
+                make_folder(self.path)
+                self.check_identity(identity, defaults)
+                attempt = attempt or attempts.draw(self.path.parent)
+                attempts.enter(self.path, attempt, self._is_fenced)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"run.dir must be a folder, and {error.filename!r} is a file") from None
+        except StorageError as error:
+            raise UserError(f"run.dir cannot be used: {error}") from None
+        self.attempt = attempt
+        with self._held() as folder:
+            if not folder.put_new(_STARTED, json_writer(identity)):
+                self.check_identity(identity, defaults)
+                folder.replace(_STARTED, json_writer(identity))
+
+    @property
+    def _is_fenced(self) -> bool:
+        return self.stage in FENCED
+
+    def check(self) -> None:
+        """Raises `TakenOverError` if this attempt must not write any more."""
+        with self._held():
+            pass
+
+    def _held(self) -> AbstractContextManager[Folder]:
+        if self.attempt is None:
+            return open_folder(self.path)
+        return attempts.hold(self.path, self.attempt, self._is_fenced)
 
     def check_identity(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
         """Raises `UserError` naming each setting that differs from what the folder was begun with.
@@ -98,22 +147,39 @@ class StageFolder:
             )
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        write_json(self.manifest_path, manifest)
+        """Put in place what lies in the workspace, the manifest last, unless another attempt was first to get here."""
+        if self.attempt is None:
+            write_json(self.manifest_path, manifest)
+        else:
+            attempts.finish(self.path, self.attempt, self._is_fenced, manifest)
+
+    def complete(self) -> bool:
+        """Is it finished, if need be by ending what an attempt that was killed in `finish` began?"""
+        return attempts.complete(self.path)
+
+    def has_predecessor(self) -> bool:
+        """Other attempts have begun the stage before this one; they may still run."""
+        if self.attempt is None:
+            return False
+        with self._held() as folder:
+            return attempts.num_begun(folder) > 1
+
+    def was_finished_by_another(self) -> bool:
+        """This attempt need not go on: another one has finished the stage, and this one may build on that."""
+        assert self.attempt is not None
+        return self.complete() and not (self._is_fenced and attempts.is_superseded(self.path, self.attempt))
 
     def clear(self) -> None:
-        """Remove the folder; the manifest goes first, so a kill half-way leaves it unfinished, not wrong.
-
-        Of a link only the link itself: what is behind it belongs to another run.
-        """
+        """Remove the folder; of a link only the link itself: what is behind it belongs to another run."""
         if self.path.is_symlink():
             self.path.unlink()
-            return
-        self.manifest_path.unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            remove_folder(self.path)
 
     def clear_if_empty(self) -> None:
         """Remove a folder in which nothing was made: the next start may have other settings."""
-        if [path.name for path in self.path.iterdir()] == ["started.json"]:
+        ours = {_STARTED, attempts.FOLDER, *([self.attempt.workspace] if self.attempt else [])}
+        if {path.name for path in self.path.iterdir()} <= ours:
             self.clear()
 
     def part_path(self, index: int) -> Path:
@@ -124,25 +190,41 @@ class StageFolder:
 
     def write_part(
         self, index: int, rows: Sequence[dict[str, Any]], counts: dict[str, dict[str, int]] | None = None
-    ) -> None:
-        """Write one part whole or not at all; missing columns are null, unknown ones an error.
+    ) -> list[dict[str, Any]]:
+        """Write one part; returns the rows that count: these, or those of an attempt that was first with this part.
 
-        `counts` is work that no row shows; it lies in the file's own metadata, so it is there when the part is.
+        Missing columns are null, unknown ones an error. `counts` is work that no row shows; it lies in the file's own
+        metadata, so it is there when the part is.
         """
+        return list(rows) if self.put_part(index, rows, counts) else self.read_part(index)
+
+    def put_part(
+        self, index: int, rows: Sequence[dict[str, Any]], counts: dict[str, dict[str, int]] | None = None
+    ) -> bool:
+        """The same; False, and nothing is written, if this part is there already."""
         schema = SCHEMAS[self.stage]
         unknown = {key for row in rows for key in row} - set(schema.names)
         assert not unknown, f"columns {unknown} are not in the {self.stage} schema"
         table = pa.Table.from_pylist(list(rows), schema=schema)
         if counts is not None:
             table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
-        write_parquet(self.part_path(index), table)
+        with self._held() as folder:
+            return folder.put_new(self.part_path(index).name, _parquet_writer(table))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """What later attempts at an unfinished stage want to know of this one."""
+        with self._held() as folder:
+            folder.replace(name, json_writer(value))
+
+    def has_part(self, index: int) -> bool:
+        return self.part_path(index).is_file()
 
     def read_part(self, index: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
         return read_parquet(self.part_path(index), columns).to_pylist()
 
     def part_counts(self, index: int) -> dict[str, dict[str, int]]:
         """The `counts` a part was written with."""
-        return json.loads((pq.read_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
+        return json.loads((_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for index in self.finished_parts():
@@ -151,14 +233,20 @@ class StageFolder:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
+    source, fs = arrow_source(path)
     with _readable(path):
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(source, columns=columns, filesystem=fs)
 
 
 def column_names(path: Path) -> list[str]:
     """Columns of a Parquet file; one that an earlier version wrote may lack some. Raises as `read_parquet` does."""
+    return _schema(path).names
+
+
+def _schema(path: Path) -> pa.Schema:
+    source, fs = arrow_source(path)
     with _readable(path):
-        return pq.read_schema(path).names
+        return pq.read_schema(source, filesystem=fs)
 
 
 @contextmanager
@@ -167,7 +255,10 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}") from None
+        advice = ""
+        if path.name.startswith("part-") and path.is_file():
+            advice = f"; remove it and {MANIFEST} beside it, and run its stage again: the other parts are kept"
+        raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{advice}") from None
 
 
 def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
@@ -181,16 +272,16 @@ def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write one Parquet file whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    write_file(path, _parquet_writer(table))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, json_writer(value))
+
+
+def _parquet_writer(table: pa.Table) -> Write:
+    return partial(pq.write_table, table, compression="zstd")
 
 
 def count_failures(rows: Iterable[dict[str, Any]], column: str) -> dict[str, int]:

@@ -13,9 +13,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from prm_ray.errors import UserError
 
 
 def write_shard(folder: Path, tensors: dict[str, Tensor], rank: int, num_shards: int) -> None:
@@ -24,16 +26,21 @@ def write_shard(folder: Path, tensors: dict[str, Tensor], rank: int, num_shards:
     save_file(contiguous, folder / f"state-{rank:05d}-of-{num_shards:05d}.safetensors")
 
 
+_ADVICE = "train from the start: --fresh and the name of the stage"
+
+
 class StoredState:
-    """What `write_shard` wrote, open for reading. Raises `ValueError` unless all shards are there."""
+    """What `write_shard` wrote, open for reading. Raises `UserError` unless all shards are there, each whole."""
 
     def __init__(self, folder: Path):
         paths = sorted(folder.glob("state-*-of-*.safetensors"))
         num_shards = int(paths[0].stem.rpartition("-")[2]) if paths else 0
         if not paths or len(paths) != num_shards:
-            raise ValueError(f"{str(folder)!r} holds {len(paths)} of {num_shards or 'no'} shards of a training state")
+            raise UserError(
+                f"{str(folder)!r} holds {len(paths)} of {num_shards or 'no'} shards of a training state; {_ADVICE}"
+            )
         with ExitStack() as stack:
-            self._files: list[Any] = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+            self._files: list[Any] = [stack.enter_context(_open(path)) for path in paths]
             self._names = set(self._files[0].keys())
             self._stack = stack.pop_all()
 
@@ -65,3 +72,11 @@ class StoredState:
                 parts.append(piece[start:stop])
             offset += length
         return torch.cat(parts) if parts else torch.empty(0, *pieces[0].get_shape()[1:])
+
+
+def _open(path: Path) -> Any:
+    """Notices a file that is cut off; single bytes that are wrong it does not."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the training state {str(path)!r} is damaged ({error}); {_ADVICE}") from None

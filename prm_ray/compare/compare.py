@@ -12,13 +12,20 @@ from prm_ray.compare.page import headline, markdown_table, write_comparison_page
 from prm_ray.compare.runs import FinishedRun, read_run
 from prm_ray.compare.scaling import scaling_curves
 from prm_ray.errors import UserError
+from prm_ray.objectstore import is_remote, location
 from prm_ray.runlog import Progress
 from prm_ray.tables import write_json
 
 
 def compare_words(words: Sequence[str], out: str, shown: Sequence[str] = ()) -> Path:
     """What the command line asks for: each word is a run's folder, or NAME=FOLDER."""
-    return compare_runs([_named(word) for word in words], Path(out), shown=shown)
+    return compare_runs([_named(word) for word in words], _folder(out), shown=shown)
+
+
+def _folder(out: str) -> Path:
+    if is_remote(out):
+        raise UserError(f"--out {out!r} must be a folder of this machine")
+    return Path(out)
 
 
 def _named(word: str) -> str | tuple[Path, str]:
@@ -27,7 +34,7 @@ def _named(word: str) -> str | tuple[Path, str]:
     name, _, folder = word.partition("=")
     if not name.strip() or not folder.strip():
         raise UserError(f"{word!r} must be a run's folder or NAME=FOLDER, with a name and a folder")
-    return Path(folder), name
+    return location(folder), name
 
 
 def compare_runs(

@@ -21,6 +21,7 @@ from prm_ray import arithmetic
 from prm_ray.core.metrics import first_error_hit
 from prm_ray.core.steps import split_steps
 from prm_ray.errors import UserError
+from prm_ray.objectstore import location
 from prm_ray.stages.stepcheck import take_differences
 from prm_ray.tables import FOLDERS, StageFolder, read_parquet
 
@@ -76,7 +77,7 @@ class FinishedRun:
 
 def read_run(folder: str | Path, name: str | None = None) -> FinishedRun:
     """Read one run; `name` over the one it has. Raises `UserError` if it is not finished."""
-    path = Path(folder).expanduser().absolute()
+    path = location(folder)
     if not path.is_dir():
         raise UserError(f"run folder {str(folder)!r} does not exist")
     if not any((path / name).exists() for name in FOLDERS.values()):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prm_ray.compare.compare import compare_runs
 from prm_ray.compare.runs import ABOUT_FILE
-from prm_ray.errors import NonFiniteLossError, UserError
+from prm_ray.errors import NonFiniteLossError, StorageError, TakenOverError, UserError
 from prm_ray.experiment.grid import Experiment, GridRun, is_done
 from prm_ray.experiment.sharing import Sharing
 from prm_ray.runlog import duration, log
@@ -78,7 +78,9 @@ def _attempt(run: GridRun, sharing: Sharing) -> str | None:
     try:
         for stage in run.stages:
             _make(run, stage, sharing)
-    except (UserError, NonFiniteLossError) as error:
+    except TakenOverError:  # by another start of this experiment: it does the other runs too
+        raise
+    except (UserError, NonFiniteLossError, StorageError) as error:
         return str(error)
     except Exception as error:  # a bug or a lost worker in one run must not end the hours of the others
         failure.write_text(traceback.format_exc(), encoding="utf-8")

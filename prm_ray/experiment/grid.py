@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from prm_ray.config import RunConfig, apply_overrides, parse_config, read_settings, validation_message
 from prm_ray.errors import UserError
+from prm_ray.objectstore import is_remote
 from prm_ray.settings import Section
 from prm_ray.tables import StageFolder
 
@@ -142,6 +143,8 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
     common = copy.deepcopy(file.common)
     apply_overrides(common, overrides or [])
     settings = _over(read_settings(path.parent / file.base, "base config"), _allowed("common", common))
+    if is_remote(place := folder or file.dir or ""):
+        raise UserError(f"the experiment's folder {place!r} must be on storage that has symbolic links, not an address")
     where = Path(folder or file.dir or f"runs/{path.stem}").expanduser().absolute()
     headings = _headings(file)
     variants = [Variant(name=BASE, label="what all share", data_only=True), *file.variant]

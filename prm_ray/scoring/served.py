@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.models import check_vocabularies, read_prm_json, resolve_model
+from prm_ray.objectstore import check_reachable, is_remote
 from prm_ray.scoring.asks import ModelFacts
 from prm_ray.tables import StageFolder
 
@@ -22,6 +23,7 @@ class ServedModel:
 
     facts: ModelFacts
     folder: str
+    """Or an address: whoever loads it copies it to its own machine."""
     is_published: bool
     dtype: str
     token_budget: int
@@ -49,6 +51,8 @@ def own_model(config: RunConfig) -> ServedModel:
         load_format(config.score.model, config.score.style)
         facts = ModelFacts(name, config.score.style, False, config.aggregation, config.reference.step_rule)
         return _served(config, facts, resolve_model(config.score.model), is_published=True)
+    if is_remote(config.run.dir):
+        check_reachable(config.run.dir)
     folder = StageFolder(config.run.dir, "train")
     folder.manifest()
     model = _trained(config, name, folder.path.resolve())
@@ -69,7 +73,7 @@ def _trained(config: RunConfig, name: str, folder: Path) -> ServedModel:
         resolve_model(str(facts["reference"]))
     aggregation = facts.get("aggregation", config.aggregation)
     shown = ModelFacts(name, reward, with_reference, aggregation, facts["step_rule"])
-    return _served(config, shown, path, is_published=False)
+    return _served(config, shown, str(folder) if is_remote(folder) else path, is_published=False)
 
 
 def _served(config: RunConfig, facts: ModelFacts, folder: str, is_published: bool) -> ServedModel:
@@ -83,7 +87,7 @@ def reads_tokens_of(model: ServedModel, generator: str) -> bool:
     if model.is_published:
         return False
     try:
-        check_vocabularies(model.folder, generator)
+        check_vocabularies(resolve_model(model.folder), generator)
     except UserError:
         return False
     return True

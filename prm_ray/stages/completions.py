@@ -92,7 +92,7 @@ class CompletionWorker:
         for row in rows:
             if id(row) in prefixes:
                 row |= _columns(row, [labels[prefix] for prefix in prefixes[id(row)]])
-        await asyncio.to_thread(self._folder.write_part, shard, rows, counts)
+        rows = await asyncio.to_thread(self._folder.write_part, shard, rows, counts)
         failed = count_failures(rows, "step_label_error")
         return ShardStats(len(rows), failed, counts["work"]["completion_tokens"])
 

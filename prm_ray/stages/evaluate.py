@@ -46,9 +46,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     }
     report["code_revision"] = next((row["code_revision"] for row in reversed(report["stages"])), None)
     report["headline"] = headline(report)
-    write_json(folder.path / "report.json", report)
-    write_page(report, gallery(config, scores, found, problems), folder.path / "report.html")
-    write_png(report, folder.path / "accuracy.png")
+    write_json(folder.workspace / "report.json", report)
+    write_page(report, gallery(config, scores, found, problems), folder.workspace / "report.html")
+    write_png(report, folder.workspace / "accuracy.png")
     table = text_table(report)
     print(f"{table}\n\n{report['headline']}\nreport: {folder.path / 'report.html'}", flush=True)
     details = {"headline": report["headline"], "table": table}

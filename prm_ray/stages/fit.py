@@ -1,7 +1,8 @@
 """The training run under Ray Train that `warmup` and `train` share: shard, step, measure, checkpoint, resume.
 
 Ray Train starts the workers and restarts them; `Trainer` does the step; `metrics.jsonl` is the record. A run that was
-killed goes on from its last checkpoint with the same sequence of steps and gives the same losses.
+killed goes on from its last checkpoint with the same sequence of steps and gives the same losses. All of it is written
+in the workspace of this attempt, which looks at each step whether a newer one has taken over.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -27,13 +29,17 @@ from prm_ray.config import RunConfig
 from prm_ray.core.device import number_format, own_device
 from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
-from prm_ray.errors import NonFiniteLossError
+from prm_ray.errors import NonFiniteLossError, TakenOverError
 from prm_ray.models import load_model, load_tokenizer
-from prm_ray.runlog import MetricsLog, Progress, tail_metrics
+from prm_ray.runlog import METRICS_FILE, MetricsLog, Progress, tail_metrics
 from prm_ray.settings import FitSection
 from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.takeover import RUN_NAME, STORAGE, forget_taken_over, taken_over
+from prm_ray.storage import writing
+from prm_ray.tables import StageFolder
 from prm_ray.trainer import Schedule, StepResult, Trainer
 from prm_ray.trainingdata import TrainingData, plan_steps, share
+from prm_ray.weights import total, world
 
 _FAILURE = "failure.txt"
 
@@ -43,7 +49,7 @@ class FitPlan:
     """Everything a worker needs to know; picklable."""
 
     name: str
-    folder: Path
+    folder: StageFolder
     model: str
     """Folder of the model that training starts from."""
     config: RunConfig
@@ -60,6 +66,8 @@ class FitPlan:
     """Loads `model`: name, dtype, trust_remote_code, device."""
     head_lr: float | None = None
     working_dir: str = field(default_factory=os.getcwd)
+    resume_from: Path | None = None
+    """State of an earlier attempt to go on from."""
 
     def steps(self, data: TrainingData) -> list[list[int]]:
         """The items of every optimizer step."""
@@ -67,11 +75,12 @@ class FitPlan:
 
 
 def fit(plan: FitPlan, num_steps: int) -> None:
-    """Run the plan to its end; leaves the model folder and metrics.jsonl in `plan.folder`.
+    """Run the plan to its end; leaves the model folder and metrics.jsonl in the workspace of `plan.folder`.
 
-    Raises `NonFiniteLossError` if the loss stops being finite.
+    Raises `NonFiniteLossError` if the loss stops being finite, `TakenOverError` if another attempt has taken over.
     """
-    section, storage = plan.section, plan.folder / ".ray_train"
+    plan = replace(plan, resume_from=taken_over(plan.folder))
+    section, storage = plan.section, plan.folder.workspace / STORAGE
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"plan": plan},
@@ -82,7 +91,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
             resources_per_worker={"CPU": 1, **({"GPU": section.gpus_per_worker} if section.gpus_per_worker else {})},
         ),
         run_config=RayRunConfig(
-            name="fit",
+            name=RUN_NAME,
             storage_path=str(storage.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=3),
@@ -91,25 +100,33 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     finished = threading.Event()
     watcher = threading.Thread(target=_show_progress, args=(plan, num_steps, finished), daemon=True)
     watcher.start()
-    failure = plan.folder / _FAILURE
+    failure = plan.folder.workspace / _FAILURE
     failure.unlink(missing_ok=True)
     try:
         trainer.fit()
+    except Exception:
+        plan.folder.check()  # whoever takes over removes what Ray was about to write
+        raise
     finally:
         finished.set()
         watcher.join()
+    plan.folder.check()
     if failure.is_file():
         raise NonFiniteLossError(failure.read_text(encoding="utf-8"))
-    shutil.rmtree(storage, ignore_errors=True)
+    if plan.folder.attempt is None:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
-    """Ray Train runs this on every worker. It must not see a loss that is not finite: it would try again in vain."""
+    """Ray Train runs this on every worker. It must not see what happens on all workers at the same step, a loss that
+    is not finite or an attempt that has taken over: it would try again in vain."""
     plan: FitPlan = config["plan"]
     try:
         _train(plan)
-    except NonFiniteLossError as error:  # on all workers at the same step
-        (plan.folder / _FAILURE).write_text(str(error), encoding="utf-8")
+    except TakenOverError:
+        return  # the driver sees it too
+    except NonFiniteLossError as error:
+        (plan.folder.workspace / _FAILURE).write_text(str(error), encoding="utf-8")
 
 
 def _train(plan: FitPlan) -> None:
@@ -121,11 +138,13 @@ def _train(plan: FitPlan) -> None:
     section, data = plan.section, plan.make_data()
     steps = plan.steps(data)
     trainer = _new_trainer(plan, len(steps))
-    _resume(trainer)
+    _resume(trainer, plan.resume_from)
     preview = partial(trainer.preview, token_budget=section.token_budget)
     measure = plan.make_held_out() if plan.make_held_out and (rank == 0 or trainer.is_sharded) else None
-    metrics = MetricsLog(plan.folder / "metrics.jsonl", trainer.num_steps) if rank == 0 else None
+    _check_attempt(plan)
+    metrics = MetricsLog(plan.folder.workspace / METRICS_FILE, trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
+        _check_attempt(plan)
         items = steps[trainer.num_steps]
         mine = share(items, rank, num_workers)
         batches = pack(data.groups(mine), section.token_budget)
@@ -140,11 +159,25 @@ def _train(plan: FitPlan) -> None:
                 trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out
             )
         if is_checkpoint and not is_last:
-            _checkpoint(trainer, result)
+            _checkpoint(trainer, result, plan)
     trainer.use_average()  # of a run that was killed behind its last step
-    trainer.save_model(plan.folder)
-    if rank == 0:
-        _save_tokenizer(plan)
+    _check_attempt(plan)
+    with writing(plan.folder.workspace):
+        trainer.save_model(plan.folder.workspace)
+        if rank == 0:
+            _save_tokenizer(plan)
+
+
+def _check_attempt(plan: FitPlan) -> None:
+    """Raises `TakenOverError` on all workers or on none: one that ended alone would leave the others waiting."""
+    over: TakenOverError | None = None
+    if world()[0] == 0:
+        try:
+            plan.folder.check()
+        except TakenOverError as error:
+            over = error
+    if total(torch.tensor(float(over is not None))).item():
+        raise over or TakenOverError("another attempt has taken over")
 
 
 def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
@@ -173,35 +206,38 @@ def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
     )
 
 
-def _resume(trainer: Trainer) -> None:
+def _resume(trainer: Trainer, taken: Path | None) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             trainer.load_state(Path(folder))
+    elif taken is not None:
+        trainer.load_state(taken)
 
 
-def _checkpoint(trainer: Trainer, result: StepResult) -> None:
+def _checkpoint(trainer: Trainer, result: StepResult, plan: FitPlan) -> None:
     """Report, and wait until Ray has it on record: a report alone is lost if a worker dies right behind it.
 
     Each worker reports the files it has; Ray puts them into one folder.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with writing(plan.folder.workspace / STORAGE), tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if trainer.has_state:
             trainer.save_state(Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
         ray.train.report({"loss": result.loss, "step": trainer.num_steps}, checkpoint=checkpoint)
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+    forget_taken_over(plan.folder.workspace)
 
 
 def _save_tokenizer(plan: FitPlan) -> None:
     config = plan.config
     tokenizer = load_tokenizer(plan.model, config.prompt.chat_template, config.model.trust_remote_code)
-    tokenizer.save_pretrained(plan.folder)
+    tokenizer.save_pretrained(plan.folder.workspace)
 
 
 def _show_progress(plan: FitPlan, num_steps: int, finished: threading.Event) -> None:
     """Follow metrics.jsonl from the driver: the workers' own output may be on another machine."""
     with Progress(plan.name, num_steps, "step") as progress:
-        for line in tail_metrics(plan.folder / "metrics.jsonl", finished):
+        for line in tail_metrics(plan.folder.workspace / METRICS_FILE, finished):
             progress.move_to(line["step"], loss=f"{line['loss']:.3f}")

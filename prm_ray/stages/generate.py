@@ -101,7 +101,7 @@ class GenerateWorker:
 
     async def __call__(self, shard: int) -> ShardStats:
         filled = await self.responses(shard)
-        await asyncio.to_thread(self._folder.write_part, shard, filled)
+        filled = await asyncio.to_thread(self._folder.write_part, shard, filled)
         tokens = sum(len(row["response_tokens"] or ()) for row in filled)
         return ShardStats(len(filled), count_failures(filled, "error"), tokens)
 

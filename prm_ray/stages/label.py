@@ -45,7 +45,7 @@ class LabelWorker:
 
     def __call__(self, shard: int) -> ShardStats:
         rows = [judged(self._judge, row) for row in self._source.read_part(shard)]
-        self._folder.write_part(shard, rows)
+        rows = self._folder.write_part(shard, rows)
         return ShardStats(len(rows), count_failures(rows, "label_error"))
 
 

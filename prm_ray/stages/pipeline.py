@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterable
@@ -16,15 +15,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from prm_ray.attempts import Attempt
 from prm_ray.config import RunConfig
-from prm_ray.errors import NonFiniteLossError, UserError
+from prm_ray.errors import NonFiniteLossError, StorageError, TakenOverError, UserError
+from prm_ray.objectstore import check_reachable, is_remote, location
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
+from prm_ray.storage import storage_failure
 from prm_ray.tables import FOLDERS, StageFolder, in_words
 
 _WITHOUT_RAY = ("rerank", "evaluate")
-_OURS_IN_TRACEBACK = re.compile(r"^\s*prm_ray\.errors\.(UserError|NonFiniteLossError): (.+)$", re.MULTILINE)
+Known = UserError | NonFiniteLossError | StorageError | TakenOverError
+_KNOWN: dict[str, type[Known]] = {
+    kind.__name__: kind for kind in (UserError, NonFiniteLossError, StorageError, TakenOverError)
+}
+_OURS_IN_TRACEBACK = re.compile(rf"^\s*prm_ray\.errors\.({'|'.join(_KNOWN)}): (.+)$", re.MULTILINE)
+_attempts: dict[Path, Attempt] = {}
+"""Run folder -> this process' attempt at the run: one for all stages, so that a process that was replaced stays the
+older one, whichever stage it gets to."""
 
 
 def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -32,9 +41,35 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
 
     Raises `UserError` before any work if a folder was made with other settings.
     """
+    check_storage(config, config.stages())
     check_settings(config)
     check_inputs(config, config.stages())
     return {stage: run_stage(config, stage) for stage in config.stages()}
+
+
+_ON_A_DISK = ("warmup", "train", "policy")
+"""What writes or reads a model of the run: its files are not read from an object store yet."""
+
+
+def check_storage(config: RunConfig, stages: Iterable[str]) -> None:
+    """Raises `UserError` if the run's folder is an address that cannot be reached, or that a stage cannot work at."""
+    models = {
+        "model.name": config.model.name,
+        "reference.model": config.reference.model,
+        "train.start": config.train.start,
+    }
+    models |= {"score.model": config.score.model, "step_label.verifier": config.step_label.verifier}
+    if remote := [f"{key} {str(name)!r}" for key, name in models.items() if name is not None and is_remote(name)]:
+        raise UserError(f"{remote[0]} must be a folder that all machines see, or a hub id; stages fetch no model")
+    if not is_remote(config.run.dir):
+        return
+    needed = {*stages, *(earlier for stage in stages for earlier in config.before(stage))}
+    if refused := [stage for stage in _ON_A_DISK if stage in needed]:
+        raise UserError(
+            f"{refused[0]} needs a model of this run on a disk that all machines see, and run.dir is "
+            f"{str(config.run.dir)!r}: copy the run to such a disk for it, or set score.model to a published model"
+        )
+    check_reachable(config.run.dir)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -57,10 +92,11 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     settings: all before Ray starts. Failures inside Ray come out as the `UserError` or `NonFiniteLossError` they were.
     """
     _check_belongs(config, stage)
+    check_storage(config, [stage])
     _check_upstream(config, stage)
     folder, identity = StageFolder(config.run.dir, stage), _identity(config, stage)
     _check_identity(config, stage)
-    if folder.is_done():
+    if folder.complete():
         log.info("%-9s already done in %s", stage, folder.path)
         return folder.manifest()
     module = _module(stage)
@@ -70,23 +106,28 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
 
         start_ray(config)
     resumed = folder.path.is_dir()
-    folder.begin(identity, _defaults(config, stage))
+    folder.begin(identity, _defaults(config, stage), _attempts.get(config.run.dir))
+    assert folder.attempt is not None
+    _attempts[config.run.dir] = folder.attempt
     log.info("%-9s %s in %s", stage, "goes on" if resumed else "starts", folder.path)
     start = time.monotonic()
     try:
         result = module.run(config, folder)
+        how = {"resumed": resumed, "resources": config.resources(stage)}
+        folder.finish(_manifest(stage, identity, result, time.monotonic() - start) | how)
     except Exception as error:  # Ray wraps a worker's exception in many types; the known cause in it is what helps
-        cause = known_cause(error)
+        if folder.was_finished_by_another():
+            log.info("%-9s was finished by another attempt", stage)
+            return folder.manifest()
+        cause = known_cause(error, folder.path)
         if isinstance(cause, UserError) and not resumed:
             folder.clear_if_empty()
         if cause is None or cause is error:
             raise
         raise cause from error
-    how = {"resumed": resumed, "resources": config.resources(stage)}
-    manifest = _manifest(stage, identity, result, time.monotonic() - start) | how
-    folder.finish(manifest)
+    manifest = folder.manifest()
     _log_result(stage, result, manifest["seconds"])
-    return folder.manifest()
+    return manifest
 
 
 def clear_from(config: RunConfig, stage: str) -> None:
@@ -94,10 +135,11 @@ def clear_from(config: RunConfig, stage: str) -> None:
 
     Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
     """
+    check_storage(config, [])
     check_before(config, stage)
     for later in reversed(config.onwards(stage)):
         folder = StageFolder(config.run.dir, later)
-        if os.path.lexists(folder.path):  # a link whose other end is gone is removed too
+        if folder.path.exists() or folder.path.is_symlink():  # also a link whose other end is gone
             log.info("%-9s removing %s", later, folder.path)
             folder.clear()
 
@@ -109,14 +151,17 @@ def check_before(config: RunConfig, stage: str) -> None:
         _check_identity(config, earlier)
 
 
-def known_cause(error: BaseException) -> UserError | NonFiniteLossError | None:
-    """The plain failure of ours inside what Ray made of it, or None."""
-    if type(error) is UserError or type(error) is NonFiniteLossError:
+def known_cause(error: BaseException, folder: Path | None = None) -> Known | None:
+    """The plain failure of ours inside what Ray made of it, or None; `folder` is what was written in."""
+    if isinstance(error, OSError) and (failure := storage_failure(Path(error.filename or folder or "a file"), error)):
+        return failure
+    if type(error) in _KNOWN.values():
+        assert isinstance(error, Known)
         return error
     return cause_in_traceback(str(error))
 
 
-def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
+def cause_in_traceback(text: str) -> Known | None:
     """The last failure of ours that a traceback shows.
 
     Of an exception in a Ray Data function, an actor's constructor or a Serve replica Ray keeps only the text; in the
@@ -126,7 +171,7 @@ def cause_in_traceback(text: str) -> UserError | NonFiniteLossError | None:
     if not found:
         return None
     name, message = found[-1]
-    return UserError(message) if name == "UserError" else NonFiniteLossError(message)
+    return _KNOWN[name](message)
 
 
 def _module(stage: str) -> ModuleType:
@@ -183,6 +228,8 @@ def _other_runs(config: RunConfig, stage: str) -> dict[str, list[str]]:
     """When what settings name of other runs was finished: a checkpoint to start from, runs whose data are mixed in."""
     found = {}
     for key, value in config.identity(stage).items():
+        if key != "select.mix" and is_remote(value):
+            continue  # no run folder
         folders = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
         if finished := [at for folder in folders if (at := _finished_at(folder))]:
             found[f"{key}.finished_at"] = finished
@@ -191,9 +238,10 @@ def _other_runs(config: RunConfig, stage: str) -> dict[str, list[str]]:
 
 def _finished_at(folder: str) -> str | None:
     """Of a folder of a stage, or of the last table that a run has to train on; None if it is neither."""
+    where = location(folder) if is_remote(folder) else Path(folder)
     for inside in ("", FOLDERS["step_label"], FOLDERS["reference"]):
-        if os.path.isfile(manifest := os.path.join(folder, inside, "manifest.json")):
-            return json.loads(Path(manifest).read_text(encoding="utf-8"))["finished_at"]
+        if (manifest := where / inside / "manifest.json").is_file():
+            return json.loads(manifest.read_text(encoding="utf-8"))["finished_at"]
     return None
 
 

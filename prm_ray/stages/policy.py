@@ -58,7 +58,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         )
     counted = count_parts(folder, ("error", "label_error"), "response_tokens")
     report = make_report(config, list(folder.rows(["prompt_id", "generator", "correct", "error", "label_error"])))
-    write_json(folder.path / "report.json", report)
+    write_json(folder.workspace / "report.json", report)
     print(f"{text(report)}\nreport: {folder.path / 'report.json'}", flush=True)
     return StageResult(len(problems), counted.rows_out, counted.failed, counted.tokens, {"backend": options.backend})
 
@@ -87,7 +87,7 @@ class PolicyWorker(GenerateWorker):
     async def __call__(self, shard: int) -> ShardStats:
         rows = await self.responses(shard)
         rows = await asyncio.to_thread(lambda: [judged(self._judge, row) | {"generator": self._whose} for row in rows])
-        await asyncio.to_thread(self._folder.write_part, shard, rows)
+        rows = await asyncio.to_thread(self._folder.write_part, shard, rows)
         tokens = sum(len(row["response_tokens"] or ()) for row in rows)
         failed = count_failures(rows, "error") | count_failures(rows, "label_error")
         return ShardStats(len(rows), failed, tokens)

@@ -45,7 +45,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     )
     counted = count_parts(folder, ("error",), "response_tokens")
     report = make_report(config, folder)
-    table = write_report(report, folder.path)
+    table = write_report(report, folder.workspace)
     print(f"{table}\nreport: {folder.path / 'report.json'}", flush=True)
     return StageResult(len(solutions), counted.rows_out, counted.failed, counted.tokens, {"table": table})
 
@@ -109,7 +109,7 @@ class ProcessBenchWorker:
         rows = [self._row(solution) for solution in solutions]
         readable = [number for number, row in enumerate(rows) if row["error"] is None]
         self._reader.add_rewards([rows[number] for number in readable], [solutions[number] for number in readable])
-        self._folder.write_part(shard, rows)
+        rows = self._folder.write_part(shard, rows)
         tokens = sum(len(row["response_tokens"]) for row in rows if row["error"] is None)
         return ShardStats(len(rows), count_failures(rows, "error"), tokens)
 

@@ -91,8 +91,8 @@ class ReferenceWorker:
                 self._locate(row)
         good = [row for row in rows if row["error"] is None]
         self._add_logprobs(good, self._cache / f"part-{index:05d}.parquet")
-        self._target.write_part(index, rows)
-        tokens = sum(len(row["response_tokens"]) for row in good)
+        rows = self._target.write_part(index, rows)
+        tokens = sum(len(row["response_tokens"]) for row in rows if row["error"] is None)
         return ShardStats(len(rows), count_failures(rows, "error"), tokens)
 
     def _locate(self, row: dict[str, Any]) -> None:

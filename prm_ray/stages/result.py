@@ -7,9 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from prm_ray.tables import StageFolder, count_failures
+from prm_ray.tables import StageFolder, count_failures, read_parquet
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def count_parts(folder: StageFolder, error_columns: tuple[str, ...], tokens_colu
     failed: dict[str, int] = {}
     for index in folder.finished_parts():
         columns = [*error_columns, *([tokens_column, "prompt_id", "prompt_tokens"] if tokens_column else [])]
-        table = pq.read_table(folder.part_path(index), columns=columns)
+        table = read_parquet(folder.part_path(index), columns)
         rows += table.num_rows
         for column in error_columns:
             for reason, count in count_failures(table.select([column]).to_pylist(), column).items():

@@ -79,8 +79,8 @@ class ScoreWorker:
         for row in good:
             num_tokens = len(row["response_tokens"])
             row |= {f"reward_{how}": aggregate(row["step_rewards"], how, num_tokens) for how in AGGREGATIONS}
-        self._target.write_part(index, rows)
-        tokens = sum(len(row["response_tokens"]) for row in good)
+        rows = self._target.write_part(index, rows)
+        tokens = sum(len(row["response_tokens"]) for row in rows if row["error"] is None)
         return ShardStats(len(rows), count_failures(rows, "error"), tokens)
 
 

@@ -1,7 +1,8 @@
 """Maps the shards of a stage over a pool of actors with Ray Data: the one loop all table-to-table stages share.
 
 One shard number is one block is one part file. A worker writes its part itself, whole or not at all, so a killed run
-keeps what is written and starts again with the shards that are missing; only counts travel back to the driver.
+keeps what is written and starts again with the shards that are missing; only counts travel back to the driver. Of two
+attempts that overlap each does what the other has not written yet.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from prm_ray.errors import UserError
 from prm_ray.runlog import Progress, log
+from prm_ray.schemas import SCHEMAS
 from prm_ray.stages.cluster import check_room
-from prm_ray.tables import StageFolder
+from prm_ray.storage import writing
+from prm_ray.tables import StageFolder, count_failures
 
-_MAX_ATTEMPTS = 4
+_MAX_STARTS = 4
 """Starts of one shard within one run; a shard that kills its worker each time must not do so for ever."""
 
 
@@ -65,8 +68,6 @@ def map_shards(
     if not shards:
         return []
     check_room(name, num_cpus, num_gpus)
-    for leftover in [*folder.path.glob(".attempts-*"), *folder.path.glob(".part-*.tmp")]:
-        leftover.unlink()
     is_async = inspect.iscoroutinefunction(worker_class.__call__)
     dataset = _dataset(shards).map_batches(
         _AsyncShardCalls if is_async else _ShardCalls,
@@ -124,6 +125,8 @@ class _ShardCalls:
         shard = self._begin(batch)
         if self._user_error:
             return _as_batch(ShardStats(0), self._user_error)
+        if self._folder.has_part(shard):
+            return self._end(shard, _stored(self._folder, shard))
         try:
             stats = self._worker(shard)
         except UserError as error:
@@ -131,22 +134,23 @@ class _ShardCalls:
         return self._end(shard, stats)
 
     def _begin(self, batch: dict[str, np.ndarray]) -> int:
-        """Ray Data restarts a dead actor without end, so attempts are counted in a file that outlives it."""
+        """Ray Data restarts a dead actor without end, so starts are counted in a file that outlives it."""
         shard = int(batch["shard"][0])
-        path = self._attempts_path(shard)
-        with path.open("a") as file:
+        path = self._starts_path(shard)
+        self._folder.check()
+        with writing(path), path.open("a") as file:
             file.write(f"{os.uname().nodename} {os.getpid()}\n")
-        if len(path.read_text().splitlines()) > _MAX_ATTEMPTS:
+        if len(path.read_text().splitlines()) > _MAX_STARTS:
             stage = self._folder.stage
-            raise RuntimeError(f"shard {shard} of {stage} killed its worker {_MAX_ATTEMPTS} times: see Ray's logs")
+            raise RuntimeError(f"shard {shard} of {stage} killed its worker {_MAX_STARTS} times: see Ray's logs")
         return shard
 
     def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:
-        self._attempts_path(shard).unlink(missing_ok=True)
+        self._starts_path(shard).unlink(missing_ok=True)
         return _as_batch(stats)
 
-    def _attempts_path(self, shard: int) -> Path:
-        return self._folder.path / f".attempts-{shard:05d}"
+    def _starts_path(self, shard: int) -> Path:
+        return self._folder.workspace / f".starts-{shard:05d}"
 
 
 class _AsyncShardCalls(_ShardCalls):
@@ -154,11 +158,21 @@ class _AsyncShardCalls(_ShardCalls):
         shard = self._begin(batch)
         if self._user_error:
             return _as_batch(ShardStats(0), self._user_error)
+        if self._folder.has_part(shard):
+            return self._end(shard, _stored(self._folder, shard))
         try:
             stats = await self._worker(shard)
         except UserError as error:
             return _as_batch(ShardStats(0), str(error))
         return self._end(shard, stats)
+
+
+def _stored(folder: StageFolder, shard: int) -> ShardStats:
+    """Counts of a part that another attempt has written meanwhile."""
+    columns = [name for name in SCHEMAS[folder.stage].names if name == "error" or name.endswith("_error")]
+    rows = folder.read_part(shard, columns)
+    failed = [count_failures(rows, column) for column in columns]
+    return ShardStats(len(rows), {reason: count for each in failed for reason, count in each.items()})
 
 
 def _as_batch(stats: ShardStats, user_error: str = "") -> dict[str, list[Any]]:

@@ -78,7 +78,7 @@ class StepLabelWorker:
         rows = read_shard(self._config, self._shards[shard])
         asked = asked_rows(rows, self._config.step_label.num_responses)
         counts = self._labeller(asked)
-        self._folder.write_part(shard, rows, {"work": counts})
+        rows = self._folder.write_part(shard, rows, {"work": counts})
         tokens = sum(len(row["response_tokens"]) for row in asked)
         return ShardStats(len(rows), count_failures(rows, "step_label_error"), tokens)
 

@@ -28,7 +28,7 @@ from prm_ray.models import (
     write_prm_json,
 )
 from prm_ray.rewardmodels import load_with_value_head, reading_of
-from prm_ray.runlog import log
+from prm_ray.runlog import METRICS_FILE, log
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
 from prm_ray.stages.lengths import length_figures
@@ -69,7 +69,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     check_labels(data, config)
     make_data, make_held_out = partial(training_data, config), partial(held_out_measure, config)
     plan = FitPlan(
-        *("train", folder.path, policy, config, section, config.train_seed),
+        *("train", folder, policy, config, section, config.train_seed),
         *(make_data, make_held_out, adapter),
         reading=reading_of(section.reward, section.label_tokens, load_tokenizer(policy)),
         load=partial(load_with_value_head, seed=config.train_seed) if section.reward == "value_head" else load_model,
@@ -77,10 +77,10 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     )
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
-    write_prm_json(folder.path, _facts(config, policy, reference))
+    write_prm_json(folder.workspace, _facts(config, policy, reference), home=folder.path)
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
-    last = (folder.path / "metrics.jsonl").read_text().splitlines()[-1]
+    last = (folder.workspace / METRICS_FILE).read_text().splitlines()[-1]
     details = {
         "num_steps": num_steps,
         "num_parameters": count_parameters(policy),

@@ -27,7 +27,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     data = solution_data(config)
     num_problems = len(data.sizes)
     model = resolve_model(config.model.name)
-    plan = FitPlan("warmup", folder.path, model, config, section, config.run.seed, partial(solution_data, config))
+    plan = FitPlan("warmup", folder, model, config, section, config.run.seed, partial(solution_data, config))
     fit(plan, len(plan.steps(data)))
     tokens = data.count(range(num_problems)) * section.epochs
     details = {"trained_tokens": num_packed_tokens(data) * section.epochs}

@@ -24,8 +24,9 @@ from prm_ray.tables import StageFolder
 start_ray(config)
 module = __import__(f"prm_ray.stages.{stage}", fromlist=["run"])
 folder = StageFolder(config.run.dir, stage)
-folder.path.mkdir(parents=True, exist_ok=True)
+folder.begin({})
 module.run(config, folder)
+folder.finish({})
 """
 
 
@@ -54,8 +55,10 @@ def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
 
 
 def read_metrics(folder: StageFolder) -> list[dict]:
-    path = folder.path / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Of the attempt that has got farthest."""
+    paths = [*folder.path.glob("attempt-*/metrics.jsonl"), *folder.path.glob("metrics.jsonl")]
+    found = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths if path.is_file()]
+    return max(found, key=len, default=[])
 
 
 def losses(folder: StageFolder) -> list[tuple[int, float]]:

@@ -81,7 +81,9 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_its_reason(tiny_model: st
 def test_labels_that_are_all_the_same_are_refused_before_training(tiny_model: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tiny_model)
     folder = write_reference_table(config)
-    folder.write_part(0, [row | {"correct": False} for row in folder.read_part(0)])
+    rows = [row | {"correct": False} for row in folder.read_part(0)]
+    folder.part_path(0).unlink()
+    folder.write_part(0, rows)
     with pytest.raises(UserError, match="all 32 training responses are wrong"):
         train_run(config)
 

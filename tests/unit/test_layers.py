@@ -10,38 +10,45 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FOUNDATION = {"errors", "settings", "config", "schemas", "tables", "runlog"}
+FOUNDATION = {"errors", "settings", "config", "schemas", "storage", "objectstore", "folders"}
+FOUNDATION |= {"attempts", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "texts", "scorer", "headscorer"),
-    *("publishedformats", "publishedscorer"),
+    *("publishedformats", "publishedscorer", "damage", "modelcache"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
-    "settings": set(),
+    "settings": {"objectstore"},
     "config": {"errors", "settings"},
     "schemas": {"settings"},
-    "tables": {"errors", "schemas"},
-    "runlog": {"errors"},
+    "storage": {"errors"},
+    "objectstore": {"errors", "storage"},
+    "folders": {"objectstore", "storage"},
+    "attempts": {"errors", "storage", "objectstore", "folders"},
+    "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts"},
+    "runlog": {"errors", "storage"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},
     "answers": FOUNDATION,
     "dataselection": FOUNDATION,
-    "adapters": {"errors"},
-    "models": FOUNDATION | {"core", "adapters"},
+    "damage": set(),
+    "modelcache": {"errors", "objectstore"},
+    "adapters": {"errors", "damage", "modelcache"},
+    "models": FOUNDATION | {"core", "adapters", "damage", "modelcache"},
     "fingerprints": {"adapters", "models"},
     "texts": FOUNDATION | {"core", "models"},
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},
-    "rewardmodels": FOUNDATION | {"core", "adapters", "models"},
+    "rewardmodels": FOUNDATION | {"core", "adapters", "models", "damage"},
     "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "texts", "scorer"},
     "publishedformats": {"errors"},
     "publishedscorer": FOUNDATION | {"core", "models", "publishedformats", "rewardmodels", "texts", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},
-    "trainerstate": set(),
+    "trainerstate": {"errors"},
     "trainer": FOUNDATION | {"core", "adapters", "weights", "sharding", "trainerstate"},
     "trainingdata": FOUNDATION | {"core", "trainer"},
     "outcomelosses": FOUNDATION | {"core", "weights", "trainer", "trainingdata", "outcomedata"},

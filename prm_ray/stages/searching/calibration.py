@@ -19,7 +19,7 @@ from prm_ray.search.driver import ScoreJob, Scorers, Unit
 from prm_ray.search.plan import Plan
 from prm_ray.search.rejection import calibrate, threshold_rank
 from prm_ray.stages.trainingsets import held_out_responses
-from prm_ray.tables import StageFolder, write_json
+from prm_ray.tables import StageFolder
 
 _FILE = "calibration.json"
 
@@ -43,7 +43,7 @@ async def reject_threshold(config: RunConfig, scorers: Scorers, folder: StageFol
     num_right = sum(bool(row["correct"]) for row, _ in good)
     log.info("search: beginnings below %.4g are dropped, by %d right held-out responses", threshold, num_right)
     figures = {"reject_below": threshold, "lost_right": section.lost_right, "num_right": num_right}
-    write_json(path, figures | {"num_responses": len(good)})
+    folder.write_json(_FILE, figures | {"num_responses": len(good)})
     return threshold
 
 

@@ -28,13 +28,12 @@ def write_report(config: RunConfig, folder: StageFolder) -> dict[str, Any]:
     arms = read_arms(folder)
     report = make_report(config, arms, read_usage(folder))
     report["headline"] = headline(report)
-    write_json(folder.path / "report.json", report)
-    write_page(report, search_examples(config, folder, arms), folder.path / "report.html")
+    write_json(folder.workspace / "report.json", report)
+    write_page(report, search_examples(config, folder, arms), folder.workspace / "report.html")
     for name, draw in (("accuracy", accuracy_figure), ("utilisation", utilisation_figure)):
-        path, figure = folder.path / f"{name}.png", draw(report, LIGHT)
-        path.unlink(missing_ok=True)  # of an earlier start, which may have had more to draw
-        if figure is not None:
-            figure.savefig(path)
+        (folder.path / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, which may have had more to draw
+        if (figure := draw(report, LIGHT)) is not None:
+            figure.savefig(folder.workspace / f"{name}.png")
     return report
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prm_ray.answers import Judge
+from prm_ray.errors import TakenOverError
 from prm_ray.runlog import Progress
 from prm_ray.search.candidate import ROOT, Candidate
 from prm_ray.search.driver import Found
 from prm_ray.search.picking import PICKS, pick
-from prm_ray.tables import StageFolder, count_failures, write_json
+from prm_ray.tables import StageFolder, count_failures
 
 Key = tuple[str, str, int]
 """prompt_id, strategy, size."""
@@ -44,20 +45,33 @@ def read_usage(folder: StageFolder) -> dict[str, Any]:
 
 
 class SearchTable:
-    """Writes search/; one writer at a time."""
+    """Writes search/; one writer at a time: part numbers follow each other, so who writes a number is the only one.
+
+    An attempt behind another one takes the next number with an empty part. Had the other one, which may still run,
+    written more until then, it knows of that; whatever the other one writes later finds its number taken.
+    """
 
     def __init__(self, folder: StageFolder, problems_per_part: int):
         self.folder, self._problems_per_part = folder, problems_per_part
-        self.done: set[Key] = {
-            (row["prompt_id"], row["strategy"], row["size"]) for row in folder.rows(["prompt_id", "strategy", "size"])
-        }
-        self._next_part = max(folder.finished_parts(), default=-1) + 1
+        self.done: set[Key] = set()
+        self._next_part = 0
+        self._read_done()
+        if folder.has_predecessor():
+            while not folder.put_part(self._next_part, []):
+                self._read_done()
+            self._next_part += 1
         self._problems: dict[str, dict[str, Any]] = {}
         self._waiting: list[list[dict[str, Any]]] = []
         self._since = time.monotonic()
         self._judge: Judge | None = None
         self._progress: Progress | None = None
         self._num_tokens = 0
+
+    def _read_done(self) -> None:
+        parts = self.folder.finished_parts()
+        rows = (row for part in parts for row in self.folder.read_part(part, ["prompt_id", "strategy", "size"]))
+        self.done = {(row["prompt_id"], row["strategy"], row["size"]) for row in rows}
+        self._next_part = max(parts, default=-1) + 1
 
     def add_problem(self, row: dict[str, Any]) -> None:
         """What all rows of a problem share."""
@@ -104,7 +118,7 @@ class SearchTable:
         `done_before`: searches that earlier starts did, about which these figures say nothing.
         """
         if pools:
-            write_json(self.folder.path / _USAGE, {"done_before": len(self.done), "pools": pools})
+            self.folder.write_json(_USAGE, {"done_before": len(self.done), "pools": pools})
 
     def count(self) -> Counted:
         counted = Counted()
@@ -163,7 +177,8 @@ class SearchTable:
         if not self._waiting:
             return
         rows = [row for problem in self._waiting for row in problem]
-        self.folder.write_part(self._next_part, rows)
+        if not self.folder.put_part(self._next_part, rows):
+            raise TakenOverError(f"another attempt writes {str(self.folder.path)!r}: {self.folder.attempt} ends here")
         self._next_part += 1
         self._waiting.clear()
 

@@ -1,0 +1,59 @@
+"""Folders wherever they are, on a disk or in an object store: opened to be written in, made, removed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from prm_ray import objectstore
+from prm_ray.objectstore import ObjectFolder, is_remote
+from prm_ray.storage import HeldFolder, Write, writing
+
+Folder = HeldFolder | ObjectFolder
+
+
+def open_folder(path: Path, drafts: str = "") -> Folder:
+    """Raises `FileNotFoundError` if it is not there; in an object store it always is."""
+    return ObjectFolder(path) if is_remote(path) else HeldFolder(path, drafts)
+
+
+def make_folder(path: Path) -> None:
+    """With all above it. In an object store nothing has to be made; a bucket is not."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_file(path: Path, write: Write) -> None:
+    """Write one file whole or not at all, in place of what is there."""
+    with open_folder(path.parent) as folder:
+        folder.replace(path.name, write)
+
+
+def remove_folder(path: Path) -> None:
+    """At once, so that who still writes in it does so elsewhere: it gets another name before it goes."""
+    if is_remote(path):
+        objectstore.remove_tree(path)
+        return
+    with writing(path), suppress(FileNotFoundError):
+        path.rename(path.with_name(f".removed-{path.name}-{uuid.uuid4().hex}"))
+    for folder in path.parent.glob(f".removed-{path.name}-*"):  # of an earlier, killed start too
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftover(path: Path) -> None:
+    """What nobody needs any more, as far as that can be done."""
+    if is_remote(path):
+        objectstore.remove_tree(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def scratch_folder(path: Path) -> Path:
+    """Where on this machine to write what will lie at that address."""
+    folder = Path(tempfile.gettempdir()) / "prm_ray" / sha256(str(path).encode()).hexdigest()[:16] / path.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,73 @@
+"""Models at an address, `s3://bucket/runs/x/checkpoint`: copied to this machine once, and again when they change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from prm_ray.errors import UserError
+from prm_ray.objectstore import file_system, is_remote, location, reading_from
+
+_ADDRESS = ".address"
+"""File in a copied folder that says where it comes from."""
+
+
+def local_copy(name: str) -> str:
+    """The folder itself, or of an address the copy on this machine. Raises `UserError` if there is no model."""
+    if not is_remote(name):
+        return name
+    source = location(name)
+    with reading_from(source):
+        files = _files(source)
+        if "config.json" not in files and "adapter_config.json" not in files:
+            raise UserError(f"model {name!r} does not exist; it must be the address of a model folder")
+        key = sha256(repr((str(source), sorted(files.items()))).encode()).hexdigest()[:16]
+        folder = cache_folder() / "remote" / key / source.name
+        if not folder.is_dir():
+            _fetch(source, list(files), folder)
+    return str(folder)
+
+
+def named_from(folder: str | Path, name: str) -> str:
+    """A model that a copied folder names by its way from there, as an address; any other name as it is."""
+    marker = Path(folder) / _ADDRESS
+    if not marker.is_file() or os.path.isabs(name) or is_remote(name):
+        return name
+    protocol, _, way = marker.read_text(encoding="utf-8").partition("://")
+    found = f"{protocol}://{os.path.normpath(os.path.join(way, name))}"
+    return found if (location(found) / "config.json").is_file() else name
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("PRM_RAY_CACHE") or Path.home() / ".cache" / "prm_ray")
+
+
+def _files(source: Path) -> dict[str, str]:
+    """Name -> what changes when the file does. Only what lies in the folder itself, as a model's files do."""
+    fs, root = file_system(source)
+    found: list[dict[str, Any]] = fs.ls(root, detail=True)
+    return {
+        each["name"].rpartition("/")[2]: str(each.get("ETag") or each.get("etag") or each.get("mtime"))
+        for each in found
+        if each["type"] == "file"
+    }
+
+
+def _fetch(source: Path, names: list[str], folder: Path) -> None:
+    fs, root = file_system(source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetching-"))
+    try:
+        for name in names:
+            fs.get_file(f"{root}/{name}", str(unfinished / name))
+        (unfinished / _ADDRESS).write_text(str(source), encoding="utf-8")
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first; its copy is as good
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""What a training run takes over from an earlier attempt: its last checkpoint and the metrics up to there.
+
+The earlier attempt may still run, and removes each checkpoint when it has the next. So the files are linked into the
+new attempt's workspace, where nobody else removes them, and then the earlier one's workspace goes: it cannot store any
+more there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from prm_ray.errors import UserError
+from prm_ray.runlog import METRICS_FILE
+from prm_ray.storage import writing
+from prm_ray.tables import StageFolder
+from prm_ray.trainerstate import StoredState
+
+STORAGE = ".ray_train"
+"""Ray Train's own folder in a workspace."""
+RUN_NAME = "fit"
+_TAKEN = ".taken-over"
+_TRIES = 5
+
+
+def taken_over(folder: StageFolder) -> Path | None:
+    """Folder of the state to go on from, in this attempt's workspace; None if there is none to take over.
+
+    Raises `UserError` naming a file of it that is damaged; then nothing is removed.
+    """
+    taken = folder.workspace / _TAKEN
+    others = [place for place in _places(folder) if place != folder.workspace]
+    if folder.attempt is not None and others and not (folder.workspace / STORAGE).is_dir():
+        _take_newest(folder, others)
+        folder.check()
+        for place in others:
+            shutil.rmtree(place / STORAGE if place == folder.path else place, ignore_errors=True)
+    return taken if taken.is_dir() else None
+
+
+def forget_taken_over(workspace: Path) -> None:
+    """Once there is a checkpoint of its own."""
+    shutil.rmtree(workspace / _TAKEN, ignore_errors=True)
+
+
+def _places(folder: StageFolder) -> list[Path]:
+    """Where attempts have worked: their workspaces, and of earlier versions the folder itself."""
+    found = [path for path in folder.path.glob("attempt-*") if path.is_dir()]
+    return sorted([*found, *([folder.path] if (folder.path / STORAGE).is_dir() else [])])
+
+
+def _take_newest(folder: StageFolder, places: list[Path]) -> None:
+    """From the place that got farthest. One that is still trained at may lose its checkpoint to the next one meanwhile;
+    then that is tried."""
+    for _ in range(_TRIES):
+        states = {place: state for place in places if (state := _state_of(place)) is not None}
+        if not states:
+            return
+        try:
+            _take(folder, max(states, key=lambda place: _step_of(states[place])), states)
+            return
+        except UserError:
+            if all(_state_of(place) == state for place, state in states.items()):
+                raise
+    raise UserError(f"the checkpoints in {str(folder.path)!r} come and go: is another attempt at work there?")
+
+
+def _take(folder: StageFolder, place: Path, states: dict[Path, Path]) -> None:
+    target = folder.workspace / _TAKEN
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        with writing(target):
+            shutil.copytree(states[place], target, copy_function=_link_or_copy)
+            if (place / METRICS_FILE).is_file():
+                shutil.copyfile(place / METRICS_FILE, folder.workspace / METRICS_FILE)
+    except (FileNotFoundError, shutil.Error) as error:
+        raise UserError(f"the checkpoint {str(states[place])!r} cannot be read: {error}") from None
+    _step_of(target)
+
+
+def _state_of(place: Path) -> Path | None:
+    """Its last checkpoint that Ray has on record, or the one that it has itself taken over."""
+    record = place / STORAGE / RUN_NAME / "checkpoint_manager_snapshot.json"
+    if record.is_file():
+        latest = json.loads(record.read_text(encoding="utf-8"))["latest_checkpoint_result"]
+        if latest is not None:
+            return record.parent / latest["checkpoint_dir_name"]
+    return place / _TAKEN if (place / _TAKEN).is_dir() else None
+
+
+def _step_of(state: Path) -> int:
+    with StoredState(state) as stored:
+        return int(stored.scalar("num_steps"))
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # storage without hard links
+        shutil.copyfile(source, target)
+    return target
