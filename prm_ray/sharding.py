@@ -62,8 +62,10 @@ class ShardedWeights:
         return values_R
 
     def clear_grads(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
+        for master, parameter in zip(self.masters, self._parameters, strict=True):
+            master.grad = parameter.grad = (
+                None  # the optimizer's too, else last step's gradient stays beside this one's
+            )
 
     def collect_grads(self) -> None:
         """Nothing to do: each pass has added to the gradient of the parts."""
