@@ -79,7 +79,7 @@ def test_every_setting_that_the_page_mentions_exists():
 
 def test_every_command_of_ours_can_be_parsed():
     ran = of("prm-ray")
-    assert {words[0] for words in ran} == {"key", "serve"}
+    assert {words[0] for words in ran} == {"key", "serve", "submit"}
     for verb, *words in ran:
         assert verb in _VERBS
         _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args([word for word in words if word != ">"])
