@@ -57,8 +57,9 @@ MAY_IMPORT = {
     "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
+    "planning": FOUNDATION | {"arithmetic", "core", "planning"},
     "entry": FOUNDATION,
-    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment"},
+    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment", "planning"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
 }
 """Part of prm_ray -> the parts it may name, anywhere in its files."""
@@ -77,7 +78,7 @@ TOP_LEVEL = {
     "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core", "prometheus_client"},
     "compare": LIGHT | {"numpy", "safetensors"},
     "integrations": set(),
-    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment"), LIGHT),
+    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment", "planning"), LIGHT),
 }
 """Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
 
@@ -88,6 +89,7 @@ USES_VLLM = {"prm_ray/stages/sampler.py"}
 LIGHT_PROCESSES = {
     "prm_ray.config": "torch ray transformers vllm",
     "prm_ray.cli": "torch ray transformers vllm",
+    "prm_ray.planning.plan": "torch ray transformers vllm numpy pyarrow",
     "prm_ray.experiment.grid": "torch ray transformers vllm",
     "prm_ray.compare.compare": "ray transformers vllm",
     "prm_ray.client": "torch ray transformers vllm pydantic",
