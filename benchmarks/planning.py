@@ -49,6 +49,7 @@ class Case:
 
 _LLAMA = Shape(512, 10, 1408, 8, 2, 32_000, True)
 _QWEN = Shape(512, 8, 1408, 8, 4, 24_000, False, kind="qwen3")
+_LARGER = Shape(768, 12, 2048, 12, 4, 32_000, True)
 _SMALL = Shape(384, 4, 1024, 6, 2, 16_000, True)
 CASES = {
     "full": Case(_LLAMA, Training()),
@@ -61,6 +62,7 @@ CASES = {
     "Qwen3, frozen embeddings": Case(_QWEN, Training(freeze_embeddings=True)),
     "bfloat16": Case(_SMALL, Training(), "bfloat16", prompt=128, response=192),
     "scoring": Case(_LLAMA, None),
+    "full, 100 million parameters": Case(_LARGER, Training(), response=896),
 }
 ON_GPU = {"dtype": "bfloat16", "prompt": 1024, "responses": 8, "response": 1024}
 """The same cases where there is a GPU: more tokens, in the format that is trained in there."""

@@ -14,11 +14,10 @@ from prm_ray.planning.shapes import Shape
 
 FLOAT = 4
 """Bytes of a float32 number: norms, masters and log-probs are in float32 whatever the model computes in."""
-_TILE = 512 * 8192 * FLOAT
-_GPU_FACTOR = 8
-"""`core.logprobs`: a tile of the output layer, tokens x words in float32, and how many times as large it is on a GPU.
+_TILE_TOKENS, _TILE_WORDS, _GPU_FACTOR = 512, 8192, 8
+"""`core.logprobs`: a tile of the output layer, tokens x words in float32, and how many times the tokens on a GPU.
 """
-_TILES_TRAINED, _TILES_FROZEN = 2, 3
+_TILES, _TILES_FROZEN = 2, 3
 """Tiles that are there at once: the one before is still named while the next is computed; with a frozen output layer
 its softmax too. One more in bfloat16, for the products that come before and behind them."""
 
@@ -65,12 +64,19 @@ def last_norm(shape: Shape, number: int, rank: int = 0) -> float:
 
 
 def output_layer(shape: Shape, number: int, batch: Batch, head_trained: bool, on_gpu: bool) -> float:
-    """Bytes of the output layer's pass: hidden states at wanted tokens, their gradient, and tiles of logits. The
-    tokens x vocabulary matrix never exists. The gradient of a trained output layer is not in it."""
-    hidden = batch.wanted * shape.hidden
-    tiles = _TILE * min(1.0, shape.vocab / 8192) * (_GPU_FACTOR if on_gpu else 1)
-    tiles *= min(1.0, batch.wanted / (512 * (_GPU_FACTOR if on_gpu else 1)))
-    casts = int(number < FLOAT)
+    """Bytes of the output layer in training: hidden states at wanted tokens, their gradient or its direction, and tiles
+    of logits. The tokens x vocabulary matrix never exists. The gradient of a trained output layer is not in it."""
+    hidden, tile, casts = batch.wanted * shape.hidden, _tile(shape, batch, on_gpu), int(number < FLOAT)
     if head_trained:
-        return hidden * (number + FLOAT) + (_TILES_TRAINED + casts) * tiles
-    return hidden * 2 * number + (_TILES_FROZEN + casts) * tiles
+        return hidden * (number + FLOAT) + (_TILES + casts) * tile
+    return hidden * 2 * number + (_TILES_FROZEN + casts) * tile
+
+
+def scored_output_layer(shape: Shape, number: int, batch: Batch, on_gpu: bool) -> float:
+    """The same without backward."""
+    return batch.wanted * shape.hidden * number + (_TILES + int(number < FLOAT)) * _tile(shape, batch, on_gpu)
+
+
+def _tile(shape: Shape, batch: Batch, on_gpu: bool) -> float:
+    tokens = _TILE_TOKENS * (_GPU_FACTOR if on_gpu else 1)
+    return FLOAT * min(tokens, batch.wanted) * min(_TILE_WORDS, shape.vocab)

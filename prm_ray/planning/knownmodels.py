@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 from prm_ray.errors import UserError
 from prm_ray.planning.shapes import Shape, shape_of
@@ -52,7 +54,7 @@ def model_shape(name: str) -> tuple[Shape, str]:
     """The shape of a folder or hub id, and where it was read. Raises `UserError` saying what to give instead."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
-        return _read(folder / "config.json", name), str(folder)
+        return shape_of(_parsed((folder / "config.json").read_text(encoding="utf-8"), name), name), str(folder)
     if folder.is_dir() and (folder / "adapter_config.json").is_file():
         raise UserError(f"model {name!r} is an adapter folder; give the whole model under it")
     if name.removesuffix("-Instruct") in KNOWN:
@@ -62,19 +64,25 @@ def model_shape(name: str) -> tuple[Shape, str]:
             f"model {name!r} has no config.json that could be read: give a model folder, a hub id, or one of "
             f"{', '.join(KNOWN)}"
         )
-    return _read(_from_hub(name), name), "hub"
+    return shape_of(_parsed(_from_hub(name), name), name), "hub"
 
 
-def _from_hub(name: str) -> Path:
-    """The model's config.json, from the hub's cache on this machine or from the hub."""
+def _from_hub(name: str) -> str:
+    """The model's config.json, from the hub's cache on this machine or from the hub, asked once and not for long."""
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 
-        return Path(hf_hub_download(name, "config.json", etag_timeout=_SECONDS))
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached).read_text(encoding="utf-8")
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
+        with urlopen(Request(hf_hub_url(name, "config.json"), headers=headers), timeout=_SECONDS) as reply:
+            return reply.read().decode("utf-8")
     except ImportError:
         reason = "huggingface_hub is not installed"
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(
         f"the config.json of model {name!r} cannot be read from the hub ({reason}): give model.name=FOLDER, a folder "
@@ -82,11 +90,11 @@ def _from_hub(name: str) -> Path:
     )
 
 
-def _read(path: Path, name: str) -> Shape:
+def _parsed(text: str, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        config = json.loads(text)
+    except ValueError as error:
         raise UserError(f"the config.json of model {name!r} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"the config.json of model {name!r} must hold an object, not {type(config).__name__}")
-    return shape_of(config, name)
+    return config

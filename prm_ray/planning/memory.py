@@ -16,6 +16,7 @@ from prm_ray.planning.activations import (
     kept_in_layer,
     last_norm,
     output_layer,
+    scored_output_layer,
 )
 from prm_ray.planning.shapes import Shape
 
@@ -67,7 +68,7 @@ def forward_memory(shape: Shape, batch: Batch, number: int, adapter: int = 0, on
     return {
         "weights": number * (shape.parameters + adapter),
         "activations of one layer": batch.tokens * forward_of_layer(shape, number),
-        "output layer": output_layer(shape, number, batch, False, on_gpu),
+        "output layer": scored_output_layer(shape, number, batch, on_gpu),
     }
 
 
