@@ -85,7 +85,7 @@ def measure(work: Callable[[], Any], warm_up: Callable[[], Any], seconds: float)
 
     on_gpu = torch.cuda.is_available()
     (work if on_gpu else warm_up)()
-    memory = _Memory()
+    memory = Memory()
     times: list[float] = []
     result = None
     while not times or (sum(times) < seconds and len(times) < _MAX_RUNS):
@@ -98,7 +98,7 @@ def measure(work: Callable[[], Any], warm_up: Callable[[], Any], seconds: float)
     return {"all_seconds": times, **memory.figures()}, result
 
 
-class _Memory:
+class Memory:
     """Peak memory from now on: of the GPU's allocator, else what this process and its children keep in memory."""
 
     def __init__(self) -> None:

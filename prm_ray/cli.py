@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prm_ray import makekey
 from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
 from prm_ray.errors import UserError
+from prm_ray.planning import command as planning
 from prm_ray.submitting import verbs as submitting
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _WITH_FOLDER = {**STAGE_HELP, **MEASUREMENT_HELP}
 _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
+    "plan": "before a run: will it fit, how long will it take, and what to change",
     "serve": "serve the trained model over HTTP",
     "key": makekey.HELP,
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
@@ -141,8 +143,12 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare_words(args.runs, args.out, args.show))
 
 
-_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": makekey.run}
-"""Verbs that take no config of one run."""
+def _plan(args: argparse.Namespace) -> None:
+    sys.exit(planning.run(args))
+
+
+_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": makekey.run, "plan": _plan}
+"""Verbs that take no config of one run, or read it themselves."""
 
 
 def _config(verb: str, args: argparse.Namespace) -> RunConfig:
@@ -268,7 +274,19 @@ def _compare_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": makekey.parser}
+def _plan_parser(verb: str) -> argparse.ArgumentParser:
+    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), planning.EXAMPLES)
+    add_config_arguments(parser)
+    planning.add_arguments(parser)
+    return parser
+
+
+_PARSERS = {
+    "experiment": _experiment_parser,
+    "compare": _compare_parser,
+    "key": makekey.parser,
+    "plan": _plan_parser,
+}
 
 
 def _version() -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 FORWARD, BACKWARD = 2, 4
 """Operations a parameter and token."""
-_ADAPTER_BACKWARD = 2
+ADAPTER_BACKWARD = 2
 """With a small adapter only activations get a gradient, the base's weights get none."""
 _WITHOUT_A_MODEL = ("label", "import", "rerank", "evaluate")
 _LABELLING_TOKENS = ("prefix_tokens", "completion_tokens", "verifier_tokens")
@@ -204,7 +204,7 @@ def _stage_flops(stage: str, manifest: Mapping[str, Any], policy: float | None) 
         return None
     if stage not in ("warmup", "train"):
         return FORWARD * num_parameters * tokens
-    backward = _ADAPTER_BACKWARD if _setting(manifest, "train.lora_rank") else BACKWARD
+    backward = ADAPTER_BACKWARD if _setting(manifest, "train.lora_rank") else BACKWARD
     forward_alone = FORWARD * num_parameters * (_detail(manifest, "forward_tokens") or 0)
     return (FORWARD + backward) * num_parameters * tokens + forward_alone
 

@@ -64,10 +64,12 @@ MAY_IMPORT = {
     "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
+    "planning": FOUNDATION | {"arithmetic", "core", "planning"},
     "entry": FOUNDATION,
     "makekey": {"entry", "serve"},
     "submitting": FOUNDATION | {"entry", "experiment", "stages", "submitting"},
-    "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment", "makekey", "submitting"},
+    "cli": BELOW_STAGES
+    | {"entry", "stages", "serve", "demo", "compare", "experiment", "makekey", "planning", "submitting"},
     "__main__": {"cli"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
 }
@@ -87,7 +89,9 @@ TOP_LEVEL = {
     "serve": NEURAL | {"ray", "fastapi", "starlette", "httpx", "pydantic_core", "prometheus_client"},
     "compare": LIGHT | {"numpy", "safetensors"},
     "integrations": set(),
-    **dict.fromkeys(("cli", "demo", "entry", "jobs", "experiment", "makekey", "submitting", "__main__"), LIGHT),
+    **dict.fromkeys(
+        ("cli", "demo", "entry", "jobs", "experiment", "makekey", "planning", "submitting", "__main__"), LIGHT
+    ),
 }
 """Part -> packages that its files may import on top; what is not here is imported inside the function that needs it."""
 
@@ -100,6 +104,7 @@ LIGHT_PROCESSES = {
     "prm_ray.cli": "torch ray transformers vllm",
     "prm_ray.submitting.verbs": "torch ray transformers vllm pydantic",
     "prm_ray.submitting.sender": "torch ray transformers vllm",
+    "prm_ray.planning.plan": "torch ray transformers vllm numpy pyarrow",
     "prm_ray.experiment.grid": "torch ray transformers vllm",
     "prm_ray.compare.compare": "ray transformers vllm",
     "prm_ray.client": "torch ray transformers vllm pydantic",

@@ -1,0 +1,41 @@
+"""`prm-ray plan`: its arguments, and what it prints. Nothing heavy is imported on top."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = """examples:
+  prm-ray plan configs/llama31_8b_implicit_prm.toml --gpus 8xA100-80GB
+  prm-ray plan configs/gsm8k.toml --gpus 4xH100 --nodes 2 train.num_workers=8 problems.num_train=7473
+  prm-ray plan configs/gsm8k.toml --gpus 8x96GB@400TFLOPs@2TB/s --json
+  prm-ray plan configs/demo.toml --cpu
+
+Exit code 0 = it fits, 1 = it does not, 2 = bad input. Formulas and assumptions: docs/planning.md
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    machines = parser.add_mutually_exclusive_group(required=True)
+    machines.add_argument("--gpus", metavar="NxNAME", help="GPUs of a node: 8xH100, 4xA100-80GB, 8x96GB@400TFLOPs ...")
+    machines.add_argument("--cpu", action="store_true", help="machines without GPUs, like this one")
+    parser.add_argument("--nodes", metavar="N", type=int, default=1, help="how many such machines (default: 1)")
+    parser.add_argument("--prompt-tokens", metavar="N", type=float, help="mean length of a prompt (default: 132)")
+    parser.add_argument("--response-tokens", metavar="N", type=float, help="mean length of a response (default: 416)")
+    parser.add_argument("--terms", action="store_true", help="show what fills the memory of every stage")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; the exit code."""
+    import json
+
+    from prm_ray.config import load_config
+    from prm_ray.planning.hardware import cluster_of_cpus, cluster_of_gpus
+    from prm_ray.planning.plan import plan_run
+    from prm_ray.planning.report import as_json, in_words
+
+    cluster = cluster_of_cpus(args.nodes) if args.cpu else cluster_of_gpus(args.gpus, args.nodes)
+    config = load_config(args.config, args.overrides)
+    plan = plan_run(config, cluster, args.prompt_tokens, args.response_tokens)
+    print(json.dumps(as_json(plan), indent=2) if args.json else in_words(plan, args.config, args.terms))
+    return 0 if plan.fits else 1
