@@ -43,7 +43,8 @@ RunFolder = Annotated[Path, PlainValidator(_run_folder), PlainSerializer(str, re
 
 class RunSection(Section):
     dir: RunFolder = Field(Path("runs/default"), validate_default=True)
-    """Folder of all tables of this run, or an address such as `s3://bucket/folder`; for several machines it must be shared storage."""
+    """Folder of all tables of this run, or an address such as `s3://bucket/folder`; for several machines it must be
+    shared storage."""
     seed: int = Field(0, ge=0)
     """Seeds problems, sampling, shuffling and bootstrap."""
     num_cpus: int | None = Field(None, ge=1)
