@@ -122,10 +122,11 @@ def workspace(path: Path, attempt: Attempt) -> Path:
     return scratch_folder(place) if is_remote(place) else place
 
 
-def is_superseded(path: Path, attempt: Attempt) -> bool:
-    """A newer attempt has entered the folder."""
+def is_current(path: Path, attempt: Attempt, is_fenced: bool) -> bool:
+    """The folder is the one that the attempt has entered, and, with `is_fenced`, no newer one has."""
     with open_folder(path) as folder:
-        return (last := newest(folder)) is not None and last.number > attempt.number
+        last = newest(folder) if is_fenced else None
+        return _is_marked(folder, attempt) and (last is None or last.number <= attempt.number)
 
 
 def finish(path: Path, attempt: Attempt, is_fenced: bool, manifest: dict[str, Any]) -> None:

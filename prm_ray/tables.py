@@ -167,7 +167,7 @@ class StageFolder:
     def was_finished_by_another(self) -> bool:
         """This attempt need not go on: another one has finished the stage, and this one may build on that."""
         assert self.attempt is not None
-        return self.complete() and not (self._is_fenced and attempts.is_superseded(self.path, self.attempt))
+        return self.complete() and attempts.is_current(self.path, self.attempt, self._is_fenced)
 
     def clear(self) -> None:
         """Remove the folder; of a link only the link itself: what is behind it belongs to another run."""

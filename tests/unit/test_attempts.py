@@ -95,6 +95,16 @@ def test_the_older_process_does_not_take_over_by_getting_there_later(tmp_path: P
         StageFolder(tmp_path, "train").begin({}, attempt=older)
 
 
+def test_an_attempt_builds_on_what_another_finished_only_in_the_folder_it_began(tmp_path: Path):
+    older, newer = attempt_at(tmp_path, "evaluate"), attempt_at(tmp_path, "evaluate")
+    assert not older.was_finished_by_another()
+    finish(newer, "newer")
+    assert older.was_finished_by_another()
+    older.clear()
+    finish(attempt_at(tmp_path, "evaluate"), "anew")
+    assert not older.was_finished_by_another()
+
+
 def test_numbers_go_on_where_stages_are_if_those_of_the_run_were_removed(tmp_path: Path):
     attempt_at(tmp_path, "train")
     attempt_at(tmp_path, "train")
