@@ -69,6 +69,7 @@ def _stage_json(plan: Plan, stage: StagePlan) -> dict[str, Any]:
 def _head(plan: Plan, name: str) -> list[str]:
     question, work = plan.question, plan.question.work
     shape, config = question.shape, question.config
+    number_format = "bfloat16" if question.number == 2 else "float32"
     exactly = "" if shape.is_counted else f" (kind {shape.kind!r}, counted as if it were a Llama)"
     problems = " + ".join("?" if number is None else f"{number:,}" for number in (work.num_train, work.num_test))
     longest = work.longest(shape.context)
@@ -76,7 +77,7 @@ def _head(plan: Plan, name: str) -> list[str]:
     lengths = f"{work.prompt_tokens:g} + {work.response_tokens:g} tokens"
     return [
         f"{name} on {question.cluster}",
-        f"{config.model.name}: {shape.parameters / 1e9:.2f} billion parameters, {config.model.dtype} "
+        f"{config.model.name}: {shape.parameters / 1e9:.2f} billion parameters, {number_format} "
         f"(shape: {plan.source}){exactly}",
         f"{problems} problems x {work.num_responses} responses of {lengths} on average "
         f"(--prompt-tokens, --response-tokens), {most}",

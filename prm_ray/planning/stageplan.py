@@ -32,8 +32,9 @@ class Question:
 
     @property
     def number(self) -> int:
-        """Bytes of a number in the compute dtype."""
-        return 2 if self.config.model.dtype == "bfloat16" else 4
+        """Bytes of a number in the compute dtype. What `auto` is on a CPU is not known from here: it may be float32."""
+        dtype = self.config.model.dtype
+        return 2 if dtype == "bfloat16" or (dtype == "auto" and self.cluster.device.is_gpu) else 4
 
     @property
     def shape(self) -> Shape:
