@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
 from prm_ray.errors import UserError
-from prm_ray.planning import command
+from prm_ray.planning import command as plan
 
 if TYPE_CHECKING:
     from prm_ray.config import RunConfig
@@ -39,7 +39,7 @@ _WITH_FOLDER = {**STAGE_HELP, **MEASUREMENT_HELP}
 _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
-    "plan": "before a run: will it fit, how long will it take, and what to change",
+    "plan": plan.HELP,
     "serve": "serve the trained model over HTTP",
     "key": "make an API key for the server",
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
@@ -139,11 +139,7 @@ def _key(args: argparse.Namespace) -> None:
     print(key)
 
 
-def _plan(args: argparse.Namespace) -> None:
-    sys.exit(command.run(args))
-
-
-_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": _key, "plan": _plan}
+_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": _key, "plan": plan.run}
 """Verbs that take no config of one run, or read it themselves."""
 
 
@@ -290,14 +286,7 @@ def _key_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _plan_parser(verb: str) -> argparse.ArgumentParser:
-    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), command.EXAMPLES)
-    add_config_arguments(parser)
-    command.add_arguments(parser)
-    return parser
-
-
-_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": _key_parser, "plan": _plan_parser}
+_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": _key_parser, "plan": plan.parser}
 
 
 def _version() -> str:

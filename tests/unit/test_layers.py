@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
-    "planning": FOUNDATION | {"arithmetic", "core", "planning"},
+    "planning": FOUNDATION | {"arithmetic", "core", "entry", "planning"},
     "entry": FOUNDATION,
     "cli": BELOW_STAGES | {"entry", "stages", "serve", "demo", "compare", "experiment", "planning"},
     "jobs": FOUNDATION | {"entry", "stages", "serve"},
