@@ -64,7 +64,7 @@ CASES = {
     "scoring": Case(_LLAMA, None),
     "full, 100 million parameters": Case(_LARGER, Training(), response=896),
 }
-ON_GPU = {"dtype": "bfloat16", "prompt": 1024, "responses": 8, "response": 1024}
+ON_GPU: dict[str, Any] = {"dtype": "bfloat16", "prompt": 1024, "responses": 8, "response": 1024}
 """The same cases where there is a GPU: more tokens, in the format that is trained in there."""
 
 
@@ -95,7 +95,7 @@ def _case(setting: Setting) -> Case:
     import torch
 
     case = CASES[setting.model]
-    return Case(case.shape, case.how, **ON_GPU) if torch.cuda.is_available() else case  # pyright: ignore
+    return Case(case.shape, case.how, **ON_GPU) if torch.cuda.is_available() else case
 
 
 def _worker(rank: int, setting: Setting, meeting: str) -> None:

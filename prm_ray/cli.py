@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prm_ray import makekey
 from prm_ray.entry import Parser, add_config_arguments, add_overrides, failing_in_one_line
 from prm_ray.errors import UserError
-from prm_ray.planning import command as planning
+from prm_ray.planning import command as plan
 from prm_ray.submitting import verbs as submitting
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _WITH_FOLDER = {**STAGE_HELP, **MEASUREMENT_HELP}
 _VERBS = {
     "run": "run all stages of a config, skipping finished ones",
     **_WITH_FOLDER,
-    "plan": "before a run: will it fit, how long will it take, and what to change",
+    "plan": plan.HELP,
     "serve": "serve the trained model over HTTP",
     "key": makekey.HELP,
     "demo": "run everything on this machine with a small real model, then rerank one problem over HTTP",
@@ -143,11 +143,7 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare_words(args.runs, args.out, args.show))
 
 
-def _plan(args: argparse.Namespace) -> None:
-    sys.exit(planning.run(args))
-
-
-_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": makekey.run, "plan": _plan}
+_WITHOUT_CONFIG = {"experiment": _experiment, "compare": _compare, "key": makekey.run, "plan": plan.run}
 """Verbs that take no config of one run, or read it themselves."""
 
 
@@ -274,19 +270,7 @@ def _compare_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _plan_parser(verb: str) -> argparse.ArgumentParser:
-    parser = Parser(f"prm-ray {verb}", _sentence(_VERBS[verb]), planning.EXAMPLES)
-    add_config_arguments(parser)
-    planning.add_arguments(parser)
-    return parser
-
-
-_PARSERS = {
-    "experiment": _experiment_parser,
-    "compare": _compare_parser,
-    "key": makekey.parser,
-    "plan": _plan_parser,
-}
+_PARSERS = {"experiment": _experiment_parser, "compare": _compare_parser, "key": makekey.parser, "plan": plan.parser}
 
 
 def _version() -> str:

@@ -12,7 +12,6 @@ from itertools import combinations
 from typing import Any
 
 from prm_ray.errors import UserError
-from prm_ray.planning.fitplans import longest_batch
 from prm_ray.planning.hardware import GPUS, Cluster
 from prm_ray.planning.stageplan import Question, StagePlan
 from prm_ray.settings import FitSection, TrainSection
@@ -54,7 +53,11 @@ def _settled(question: Question, stage: str, section: str, change: Change, plan_
     """The change, its token budget chosen, if it makes the stage fit."""
     if "token_budget" not in change:
         return change if _does_fit(question, stage, section, change, plan_stage) else None
-    now, least = question.config.section(section).token_budget, _least_budget(question, section)  # pyright: ignore
+    settings: Any = question.config.section(section)
+    now, least = (
+        settings.token_budget,
+        max(question.work.longest(question.shape.context) or 0, _STEP),
+    )  # below it a budget bounds nothing
     budgets = [budget for budget in range(now // _STEP * _STEP, least, -_STEP) if budget < now] + [least]
     for budget in budgets if least < now else ():
         found = change | {"token_budget": budget}
@@ -68,14 +71,6 @@ def _does_fit(question: Question, stage: str, section: str, change: Change, plan
         return plan_stage(with_settings(question, section, change), stage).fits is not False  # a stage may become free
     except UserError:  # such as more workers than there are GPUs
         return False
-
-
-def _least_budget(question: Question, section: str) -> int:
-    """The longest text: below it a budget bounds nothing."""
-    if section in ("warmup", "train"):
-        low = question.config.section(section).model_copy(update={"token_budget": 1})
-        return max(longest_batch(low, question), _STEP)  # pyright: ignore[reportArgumentType]
-    return max(question.work.longest(question.shape.context) or 0, _STEP)
 
 
 def _fits(question: Question, stage: str, cluster: Cluster) -> Iterator[Change]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-EXAMPLES = """examples:
+from prm_ray.entry import Parser, add_config_arguments
+
+HELP = "before a run: does it fit, how long does it take, and what to change"
+_EXAMPLES = """examples:
   prm-ray plan configs/llama31_8b_implicit_prm.toml --gpus 8xA100-80GB
   prm-ray plan configs/gsm8k.toml --gpus 4xH100 --nodes 2 train.num_workers=8 problems.num_train=7473
   prm-ray plan configs/gsm8k.toml --gpus 8x96GB@400TFLOPs@2TB/s --json
@@ -14,7 +18,9 @@ Exit code 0 = it fits, 1 = it does not, 2 = bad input. Formulas and assumptions:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parser(verb: str) -> Parser:
+    parser = Parser(f"prm-ray {verb}", HELP[0].upper() + HELP[1:] + ".", _EXAMPLES)
+    add_config_arguments(parser)
     machines = parser.add_mutually_exclusive_group(required=True)
     machines.add_argument("--gpus", metavar="NxNAME", help="GPUs of a node: 8xH100, 4xA100-80GB, 8x96GB@400TFLOPs ...")
     machines.add_argument("--cpu", action="store_true", help="machines without GPUs, like this one")
@@ -23,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--response-tokens", metavar="N", type=float, help="mean length of a response (default: 416)")
     parser.add_argument("--terms", action="store_true", help="show what fills the memory of every stage")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the plan; the exit code."""
+def run(args: argparse.Namespace) -> None:
+    """Print the plan; ends the process, with 1 if the run does not fit."""
     import json
 
     from prm_ray.config import load_config
@@ -38,4 +45,4 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     plan = plan_run(config, cluster, args.prompt_tokens, args.response_tokens)
     print(json.dumps(as_json(plan), indent=2) if args.json else in_words(plan, args.config, args.terms))
-    return 0 if plan.fits else 1
+    sys.exit(0 if plan.fits else 1)

@@ -29,11 +29,6 @@ def training_of(section: FitSection) -> Training:
     )
 
 
-def longest_batch(section: FitSection, question: Question) -> int:
-    """Tokens of the largest micro-batch: the budget, or one text that is longer."""
-    return max(section.token_budget, question.work.longest(question.shape.context) or 0)
-
-
 def fit_plan(question: Question, stage: str) -> StagePlan:
     section: FitSection = question.config.warmup if stage == "warmup" else question.config.train
     how, shape, cluster = training_of(section), question.shape, question.cluster
@@ -41,7 +36,7 @@ def fit_plan(question: Question, stage: str) -> StagePlan:
     check_room(stage, resources, cluster)
     on_gpu = resources.gpus > 0
     step = _step(section, question, stage)
-    tokens = longest_batch(section, question)
+    tokens = max(section.token_budget, question.work.longest(shape.context) or 0)  # a longer text is a batch alone
     batch = Batch(tokens, tokens * question.work.wanted_share, step.passes)
     terms = training_memory(shape, how, batch, question.number, on_gpu)
     plan = StagePlan(

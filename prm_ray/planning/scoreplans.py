@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from prm_ray.planning.activations import Batch
 from prm_ray.planning.fitplans import SETTINGS, training_of
@@ -10,7 +11,6 @@ from prm_ray.planning.memory import forward_memory
 from prm_ray.planning.rates import forward_flops, forward_seconds
 from prm_ray.planning.shapes import Shape
 from prm_ray.planning.stageplan import Question, Resources, StagePlan, check_room, idle, room, spare, where
-from prm_ray.settings import ReferenceSection, ScoreSection, StepLabelSection
 
 _LOADED = {"reference": "reference", "score": "score", "step_label": "verifier"}
 
@@ -18,11 +18,7 @@ _LOADED = {"reference": "reference", "score": "score", "step_label": "verifier"}
 def score_plan(question: Question, stage: str) -> StagePlan:
     """Plan of a stage that only scores. `reference` may be free, and `step_label` without a model."""
     config = question.config
-    section: ReferenceSection | ScoreSection | StepLabelSection = {
-        "reference": config.reference,
-        "score": config.score,
-        "step_label": config.step_label,
-    }[stage]
+    section: Any = config.section(stage)
     if stage == "reference" and config.reference.logprobs == "sampled":
         return StagePlan(stage, "no model", notes=("free: the sampler's own log-probs",))
     if stage == "step_label" and config.step_label.method == "truth":

@@ -55,7 +55,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_plan_of_a_real_step_is_what_torch_allocates(name: str):
     """`benchmarks.planning` does the same with larger models and with FSDP."""
-    shape = Shape(64, 4, 192, 4, 2, 2000, name != "frozen embeddings", kind="qwen3" if name == "LoRA" else "llama")
+    shape = Shape(64, 4, 192, 4, 2, 20_000, name != "frozen embeddings", kind="qwen3" if name == "LoRA" else "llama")
     case = measured.Case(shape, CASES[name], prompt=64, responses=2, response=160)
     allocated, batch = measured.allocated_in_a_step(case)
     assert total(measured.planned(case, batch, on_gpu=False)) == pytest.approx(allocated, rel=0.05)
@@ -69,9 +69,11 @@ def test_parameters_are_those_of_the_real_model(kind: str, tied: bool):
 
     shape = Shape(64, 3, 96, 4, 2, 500, tied, 32, kind=kind)
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 500}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32 if kind != "qwen2" else None}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     if kind == "qwen2":  # its heads always share the hidden size
         shape = Shape(64, 3, 96, 4, 2, 500, tied, kind=kind)
+    else:
+        heads["head_dim"] = 32
     config = AutoConfig.for_model(kind, tie_word_embeddings=tied, **sizes, **heads)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
