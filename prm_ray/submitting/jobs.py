@@ -88,19 +88,19 @@ class Jobs:
 
         A connection that breaks is made again. Raises `ClusterError` if that does not work for a minute.
         """
-        stream, heard = _Stream(), time.monotonic()
+        stream, lost_since = _Stream(), None
         while True:
-            before = stream.num_chars
             try:
                 with asking(self.address):
                     asyncio.run(stream.copy(self._client.tail_job_logs(name)))
                     job = self._client.get_job_info(name)
             except ClusterError as error:
-                heard = heard if stream.num_chars == before else time.monotonic()
-                if time.monotonic() - heard > _LOST_SECONDS:
+                now = time.monotonic()
+                lost_since = now if lost_since is None or stream.heard_at > lost_since else lost_since
+                if now - lost_since > _LOST_SECONDS:
                     raise ClusterError(f"{error}; the job may go on: prm-ray logs {name} --follow") from None
             else:
-                heard = time.monotonic()
+                lost_since = None
                 if has_ended(job):
                     return job
             time.sleep(_LOOK_AGAIN_SECONDS)
@@ -126,10 +126,12 @@ class _Stream:
 
     def __init__(self) -> None:
         self.num_chars = 0
+        self.heard_at = 0.0
 
     async def copy(self, pieces: AsyncIterator[str]) -> None:
         position = 0
         async for piece in pieces:
+            self.heard_at = time.monotonic()
             print(piece[max(0, self.num_chars - position) :], end="", flush=True)
             position += len(piece)
             self.num_chars = max(self.num_chars, position)

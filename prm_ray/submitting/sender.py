@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
 from prm_ray.submitting.jobs import Jobs, Surroundings, exit_code, how_it_ended
@@ -66,17 +65,25 @@ class Sender:
 
         A job that a killed chain has left running is followed, not submitted again.
         """
-        running = self.jobs.running_in(work.folder)
         stages, redone = _stages(work)
-        attached = running if running is not None and not redone and _is_of_chain(running, work, stages) else None
-        for stage in stages if attached is None else stages[stages.index(attached.metadata[VERB_KEY]) :]:
-            log.info("chain: %s, stage %d of %d", stage, stages.index(stage) + 1, len(stages))
+        left = None if redone else self._left_running(work)
+        if left is not None:
+            stages = _from(left.metadata[VERB_KEY], stages, work)
+        for number, stage in enumerate(stages, start=1):
+            log.info("chain: %s, stage %d of %d", stage, number, len(stages))
             part = work.stage(stage, fresh=stage == redone)
-            name = attached.submission_id if attached else self.submit(part, self._name_of(part))
-            attached = None
+            name = self.submit(part, self._name_of(part)) if left is None else left.submission_id
+            left = None
             if code := self.run(part, name, _AFTER_A_CHAIN):
                 return code
         return 0
+
+    def _left_running(self, work: Work) -> Any | None:
+        """The job of an earlier command with the same words, if it has not ended."""
+        job = self.jobs.running_in(work.folder)
+        if job is None or job.metadata[WORDS_KEY] != work.metadata[WORDS_KEY]:
+            return None
+        return job if job.metadata[VERB_KEY] in _all_stages(work) else None
 
     def _name_of(self, part: Work) -> str | None:
         """A chain that goes on finds the ids of its first try taken."""
@@ -91,28 +98,31 @@ def _in_use(folder: str, job: Any) -> str:
     )
 
 
+def _all_stages(work: Work) -> tuple[str, ...]:
+    assert work.config is not None  # only an experiment has none, and it is no chain
+    return work.config.stages()
+
+
 def _stages(work: Work) -> tuple[tuple[str, ...], str | None]:
     """Stages of the chain that are not finished, as far as this machine sees the run's folder, and the one to redo.
 
     What it does not see its job skips by itself, some seconds later.
     """
-    assert work.config is not None
-    stages = work.config.stages()
+    stages = _all_stages(work)
+    unfinished = tuple(stage for stage in stages if not StageFolder(work.folder, stage).is_done())
     if work.fresh is None:
-        return tuple(stage for stage in stages if not _is_done(work.config, stage)), None
+        return unfinished, None
     first = stages[0] if work.fresh == "all" else work.fresh
     if first not in stages:
         raise UserError(f"--fresh {first}: this chain has the stages {', '.join(stages)}")
     place = stages.index(first)
-    return (*(each for each in stages[:place] if not _is_done(work.config, each)), *stages[place:]), first
+    return tuple(stage for stage in stages if stage in unfinished or stages.index(stage) >= place), first
 
 
-def _is_done(config: RunConfig, stage: str) -> bool:
-    return StageFolder(config.run.dir, stage).is_done()
-
-
-def _is_of_chain(job: Any, work: Work, stages: tuple[str, ...]) -> bool:
-    return job.metadata[WORDS_KEY] == work.metadata[WORDS_KEY] and job.metadata[VERB_KEY] in stages
+def _from(first: str, stages: tuple[str, ...], work: Work) -> tuple[str, ...]:
+    """The stage at work, and those of `stages` behind it: it may have finished its folder, but not ended."""
+    later = _all_stages(work)[_all_stages(work).index(first) + 1 :]
+    return (first, *(stage for stage in stages if stage in later))
 
 
 @contextmanager

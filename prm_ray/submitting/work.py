@@ -111,7 +111,7 @@ def _check_stages(verb: str, config: RunConfig, fresh: str | None) -> None:
         check_before(config, verb)
     elif verb == "run" and fresh is None:
         check_settings(config)
-    elif verb == "run" and fresh != "all":
+    elif verb == "run" and fresh is not None and fresh != "all":
         check_before(config, fresh)
 
 

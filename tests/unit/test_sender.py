@@ -113,6 +113,14 @@ def test_a_chain_follows_the_job_that_a_killed_one_has_left_running(tmp_path: Pa
     assert cluster.verbs == ["score", "rerank", "evaluate"]
 
 
+def test_a_job_whose_stage_is_finished_but_that_has_not_ended_is_waited_for(tmp_path: Path):
+    cluster = Cluster()
+    sender(cluster).submit(work(tmp_path).stage("score", fresh=False))
+    mark_done(work(tmp_path).config, ["generate", "label", "reference", "train", "score"])
+    assert sender(cluster).run_chain(work(tmp_path)) == 0
+    assert cluster.verbs == ["score", "rerank", "evaluate"]
+
+
 def test_a_chain_with_other_settings_is_refused_while_one_runs(tmp_path: Path):
     cluster = Cluster()
     name = sender(cluster).submit(work(tmp_path).stage("score", fresh=False))

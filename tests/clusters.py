@@ -1,0 +1,138 @@
+"""A cluster of our own on this machine: a head and workers, each a `ray start`, and nobody else's ended with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.processes import MARK, marked
+
+_BIN = Path(sys.executable).parent
+_START_SECONDS = 120
+_OBJECT_STORE_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class SmallCluster:
+    """`environment` is what a client needs to be let in; every process of the cluster has `mark`."""
+
+    address: str
+    environment: dict[str, str]
+    mark: str
+
+    def num_processes(self) -> int:
+        return len(marked(self.mark))
+
+
+@contextmanager
+def small_cluster(num_workers: int = 2, cpus_each: int = 4) -> Iterator[SmallCluster]:
+    """A head without CPUs of its own, as on a real cluster, and workers with so many logical CPUs each.
+
+    The dashboard listens on loopback; the nodes find each other by the machine's own address, so the cluster lets in
+    only who has its token. `ray stop` would end every Ray of this machine, so nothing here calls it: the processes are
+    told from all others by a variable in their environment.
+    """
+    mark = uuid.uuid4().hex
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    # A temporary folder of pytest would make the paths of Ray's sockets too long.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        environment = _node_environment(temp, mark) | auth
+        gcs, dashboard, client = _free_ports(3)
+        try:
+            _wait_for([_ray_start(_head_arguments(gcs, dashboard, client), f"{temp}/0", environment)])
+            worker = [f"--address=127.0.0.1:{gcs}", f"--num-cpus={cpus_each}"]
+            _wait_for([_ray_start(worker, f"{temp}/{number + 1}", environment) for number in range(num_workers)])
+            _wait_for_jobs_api(f"http://127.0.0.1:{dashboard}")
+            yield SmallCluster(f"http://127.0.0.1:{dashboard}", auth, mark)
+        finally:
+            _end(mark)
+
+
+def _node_environment(temp: str, mark: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    path = os.pathsep.join([str(_BIN), os.environ.get("PATH", "")])  # a job's `python` is that of the tests
+    return kept | {MARK: mark, "PATH": path, "RAY_TMPDIR": temp, "RAY_worker_niceness": "0"}
+
+
+def _head_arguments(gcs: int, dashboard: int, client: int) -> list[str]:
+    return [
+        "--head",
+        f"--port={gcs}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        "--include-dashboard=true",
+        f"--ray-client-server-port={client}",
+        "--num-cpus=0",
+    ]
+
+
+def _ray_start(arguments: list[str], temp: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Nodes of one machine share its ports, so every other port is one that is free.
+
+    Each has a temporary folder of its own: in a shared one a node that unpacks a job's folder first removes what
+    another has unpacked, and the job that runs in it.
+    """
+    (agent, metrics) = _free_ports(2)
+    command = [str(_BIN / "ray"), "start", "--disable-usage-stats", *arguments]
+    command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+    command += [f"--temp-dir={temp}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _wait_for(commands: list[subprocess.Popen[str]]) -> None:
+    for command in commands:
+        said, _ = command.communicate(timeout=_START_SECONDS)
+        assert command.returncode == 0, said
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports from 20000 to 29999 that nobody listens on: below are Ray's own, above those of outgoing connections."""
+    found: list[int] = []
+    port = 20000 + os.getpid() * 7 % 9000
+    while len(found) < count:
+        port = port + 1 if port < 29999 else 20000
+        with socket.socket() as probe:
+            if port not in _GIVEN and probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+                _GIVEN.add(port)
+    return found
+
+
+_GIVEN: set[int] = set()
+
+
+def _wait_for_jobs_api(address: str) -> None:
+    give_up = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/api/version", timeout=5):
+                return
+        except urllib.error.HTTPError:  # it asks for a token: it is there
+            return
+        except OSError:
+            assert time.monotonic() < give_up, f"no Jobs API at {address}"
+            time.sleep(0.2)
+
+
+def _end(mark: str) -> None:
+    for signal_name in ("terminate", "kill"):
+        processes = marked(mark)
+        for process in processes:
+            try:
+                getattr(process, signal_name)()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(processes, timeout=3)

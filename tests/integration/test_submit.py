@@ -1,0 +1,188 @@
+"""Jobs of a cluster of three nodes that lets in only who has its token, through the command line as users have it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from prm_ray.config import load_config
+from prm_ray.tables import FOLDERS, StageFolder
+from tests.clusters import SmallCluster, small_cluster
+from tests.processes import wait_until
+from tests.tables_by_hand import mark_done
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+[model]
+name = "{model}"
+dtype = "float32"
+[problems]
+train = "problems.jsonl"
+test = "held_out.jsonl"
+[generate]
+backend = "transformers"
+num_samples = 2
+max_tokens = 8
+problems_per_shard = 4
+[label]
+judge = "sent_along:judge"
+[reference]
+step_rule = "newline"
+[train]
+lr = 1e-3
+batch_size = 8
+validation_fraction = 0.0
+[rerank]
+sizes = [1, 2]
+"""
+JUDGE = """
+def judge(text: str, gold: str) -> bool:
+    return len(text) % 2 == 0
+"""
+
+Submitted = tuple[Path, subprocess.CompletedProcess[str]]
+"""The folder of a run, and what the command that submitted it said."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Somebody with a folder of their own, who reaches the cluster from there."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "prm_ray", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True, **pipes)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SmallCluster]:
+    with small_cluster() as cluster:
+        yield cluster
+    assert cluster.num_processes() == 0
+
+
+@pytest.fixture(scope="module")
+def client(cluster: SmallCluster, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    folder = tmp_path_factory.mktemp("client")
+    (folder / "run.toml").write_text(CONFIG.format(model=tiny_model))
+    (folder / "sent_along.py").write_text(JUDGE)
+    for name, first, count in (("problems", 1, 8), ("held_out", 100, 4), ("many", 1000, 4000)):
+        rows = [f'{{"problem": "{n} + 1", "answer": "{n + 1}"}}\n' for n in range(first, first + count)]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    return Client(folder, os.environ | cluster.environment | {"RAY_ADDRESS": cluster.address})
+
+
+@pytest.fixture(scope="module")
+def submitted(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """A whole run as one job, and what the command said."""
+    run_dir = tmp_path_factory.mktemp("shared") / "run"
+    return run_dir, client.run("submit", "run", "run.toml", f"run.dir={run_dir}", "--submission-id", "whole")
+
+
+def test_a_whole_run_is_a_job_whose_log_is_shown_and_whose_tables_are_there(submitted: Submitted, client: Client):
+    run_dir, command = submitted
+    assert command.returncode == 0, command.stdout + command.stderr
+    assert "evaluate  done in" in command.stdout and "job whole succeeded after" in command.stderr
+    stages = load_config(client.folder / "run.toml").stages()
+    assert all(StageFolder(run_dir, stage).is_done() for stage in stages)
+    labels = list(StageFolder(run_dir, "label").rows(["text", "correct"]))
+    assert len(labels) == 24 and all(row["correct"] == (len(row["text"]) % 2 == 0) for row in labels)
+    assert re.search(r"whole +SUCCEEDED +run +ended .*" + str(run_dir), client.run("status").stdout)
+
+
+def test_the_exit_code_of_a_job_is_that_of_the_command(client: Client, tmp_path: Path):
+    """2 where the job finds its input missing; 1 where the work itself breaks."""
+    bad = client.run("submit", "train", "run.toml", f"run.dir={tmp_path / 'empty'}")
+    assert bad.returncode == 2, bad.stderr
+    assert "run the generate stage first" in bad.stdout and "failed with exit code 2" in bad.stderr
+    config = load_config(client.folder / "run.toml", [f"run.dir={tmp_path / 'broken'}"])
+    mark_done(config, config.before("rerank"))
+    StageFolder(config.run.dir, "rerank").path.write_text("a file where the table should be")
+    broken = client.run("submit", "rerank", "run.toml", f"run.dir={tmp_path / 'broken'}")
+    assert broken.returncode == 1, broken.stderr
+    assert "FileExistsError" in broken.stdout
+
+
+def test_a_long_job_is_left_asked_about_followed_and_stopped(client: Client, tmp_path: Path):
+    words = ["run.toml", f"run.dir={tmp_path / 'run'}", "problems.train=many.jsonl"]
+    waiting = client.start("submit", "run", *words, "--submission-id", "long")
+    wait_until(lambda: (tmp_path / "run" / FOLDERS["generate"]).is_dir(), 120, "begun table")
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert "job long goes on" in err and "prm-ray stop long" in err
+
+    second = client.run("submit", "train", *words, "--no-wait")
+    assert second.returncode == 2
+    assert "is in use: job long (run) is RUNNING there; follow it (prm-ray logs long --follow)" in second.stderr
+    following = client.start("logs", "long", "--follow")
+    state = client.run("status", "long").stdout
+    assert re.search(r"^state +RUNNING, since ", state, re.M) and re.search(r"^stage +generate$", state, re.M)
+    stopped = client.run("stop", "long")
+    assert stopped.returncode == 0 and "job long was stopped after" in stopped.stdout
+    out, _ = following.communicate(timeout=60)
+    assert following.returncode == 1
+    assert "generate  starts in" in out and "interrupted; what is finished is kept" in out
+    assert "has ended already: it was stopped" in client.run("stop", "long").stdout
+
+
+def test_a_killed_chain_goes_on_with_the_job_it_left_and_the_stages_that_are_missing(
+    submitted: Submitted, client: Client, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(submitted[0], run_dir)
+    for stage in ("score", "rerank", "evaluate"):
+        StageFolder(run_dir, stage).clear()
+    words = ["submit", "run", "run.toml", f"run.dir={run_dir}", "--chain", "--submission-id", "chain"]
+    first = client.start(*words)
+    wait_until(StageFolder(run_dir, "score").path.is_dir, 120, "begun stage")
+    first.kill()
+    first.communicate()
+    second = client.run(*words)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert all(StageFolder(run_dir, stage).is_done() for stage in ("score", "rerank", "evaluate"))
+    jobs = [line.split()[0] for line in client.run("status").stdout.splitlines() if str(run_dir) in line]
+    assert sorted(jobs) == ["chain-evaluate", "chain-rerank", "chain-score"]
+
+
+def test_without_the_token_nobody_is_let_in(client: Client):
+    stranger = Client(client.folder, client.environment | {"RAY_AUTH_MODE": "disabled"})
+    wrong = Client(client.folder, client.environment | {"RAY_AUTH_TOKEN": uuid.uuid4().hex})
+    for who, why in ((stranger, "asks for a token"), (wrong, "does not accept the token")):
+        result = who.run("status")
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert why in line and "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line
+
+
+def test_an_unknown_job_is_one_line(client: Client):
+    for verb in ("status", "stop", "logs"):
+        result = client.run(verb, "nobody")
+        assert result.returncode == 2 and "there is no job 'nobody'" in result.stderr
+
+
+def test_ray_job_submit_starts_the_same_work_from_a_checkout(submitted: Submitted, client: Client):
+    """What the docs say for those who have no prm-ray where they submit from."""
+    config = client.folder / "run.toml"
+    ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"]
+    command = [*ray, "python", "-m", "jobs.evaluate", str(config), f"run.dir={submitted[0]}"]
+    done = subprocess.run(command, env=client.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "evaluate  already done" in done.stdout, done.stdout + done.stderr
