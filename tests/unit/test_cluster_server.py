@@ -64,10 +64,12 @@ def test_there_are_gpus_for_all_replicas_also_while_they_are_replaced():
 
 
 def test_the_surge_is_the_applications_own():
+    from ray.serve.deployment import deployment_to_schema
+
     from prm_ray.serve.app import scorer_deployment
 
     deployment = scorer_deployment(config().serve, 0)
-    assert deployment.max_surge_percent == SURGE * 100
+    assert deployment_to_schema(deployment).max_surge_percent == SURGE * 100
 
 
 def test_every_pod_has_the_server_port_and_the_proxys_answer_for_when_nobody_is_there():

@@ -36,9 +36,13 @@ def in_code() -> list[str]:
 
 
 def of(program: str) -> list[list[str]]:
-    """Commands of one program, without its name; those behind a `&&` too."""
-    parts = [part.split() for words in commands() for part in re.split(r" (?:&&|\||-- &) ", shlex.join(words))]
-    return [words[1:] for words in parts if words[0] == program]
+    """Commands of one program, without its name; those between `&&` and the like too."""
+    found = []
+    for words in commands():
+        ends = [i for i, word in enumerate(words) if word in ("&&", "|", "&", ">")]
+        for start, end in zip([0, *(i + 1 for i in ends)], [*ends, len(words)], strict=True):
+            found += [words[start + 1 : end]] if words[start:end][:1] == [program] else []
+    return found
 
 
 def test_every_file_of_ours_that_the_page_names_is_there():
@@ -72,7 +76,7 @@ def test_every_setting_that_the_page_mentions_exists():
         field.alias or name: field.default for name, field in RunConfig.model_fields.items()
     }
     mentioned = [match.groups() for word in in_code() if (match := re.match(r"([a-z_]+)\.([a-z_]+)(?:=|$)", word))]
-    ours = [(section, key) for section, key in mentioned if section in sections and key != "toml"]
+    ours = [(section, key) for section, key in mentioned if section in sections and key not in ("toml", "yaml")]
     assert len(ours) > 5
     assert [(section, key) for section, key in ours if key not in type(sections[section]).model_fields] == []
 
@@ -82,7 +86,7 @@ def test_every_command_of_ours_can_be_parsed():
     assert {words[0] for words in ran} == {"key", "serve", "submit"}
     for verb, *words in ran:
         assert verb in _VERBS
-        _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args([word for word in words if word != ">"])
+        _PARSERS.get(verb, _verb_parser)(verb).parse_intermixed_args(words)
 
 
 def test_every_job_of_the_page_exists():
