@@ -150,7 +150,7 @@ def test_a_table_is_set_name_by_name_on_the_command_line(tmp_path: Path):
     path.write_text("[serve]\nmodels = { first = 'runs/a', gone = 'runs/b' }\n")
     words = ["serve.models.qwen-2.5=runs/c", "serve.models.gone=", "import.fields.text=solution"]
     config = load_config(path, [*words, "generate.engine_options.max_num_seqs=8"])
-    assert config.serve.models == {"first": Path("runs/a"), "qwen-2.5": Path("runs/c")}
+    assert config.serve.models == {"first": Path("runs/a").absolute(), "qwen-2.5": Path("runs/c").absolute()}
     assert config.import_.fields == {"text": "solution"} and config.generate.engine_options == {"max_num_seqs": 8}
     tables = {
         f"{section.alias or name}.{key}"

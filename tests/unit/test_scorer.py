@@ -85,7 +85,7 @@ def test_a_model_without_a_reference_says_what_is_missing(tiny_model: str) -> No
         ({"cache_tokens": 1.5}, "cache_tokens is 1.5; it must be 0"),
         ({"step_rule": "lines"}, "step rule 'lines' must be blank_line"),
         ({"step_rule": "regex:("}, "no valid regex"),
-        ({"dtype": "int8"}, "dtype 'int8' must be one of float32"),
+        ({"dtype": "int8"}, "dtype 'int8' must be one of auto"),
     ],
 )
 def test_a_wrong_argument_is_named_when_the_scorer_is_made(tiny_model: str, arguments: dict, message: str) -> None:
