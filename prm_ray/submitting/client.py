@@ -28,7 +28,7 @@ def connect(address: str | None) -> Any:
     Raises `UserError` within seconds if nobody listens there, or if the cluster asks for a token that is not given.
     """
     address = address or next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), DEFAULT_ADDRESS)
-    url = _checked(address)
+    url = find(address)
     try:
         from ray.job_submission import JobSubmissionClient
     except ModuleNotFoundError:
@@ -60,7 +60,7 @@ def asking(whom: str) -> Iterator[None]:
         raise ClusterError(f"{whom} refused: {_last_line(str(error))}") from None
 
 
-def _checked(address: str) -> str:
+def find(address: str) -> str:
     """The address, with http:// in front if it had nothing there. Raises `UserError` if nobody listens.
 
     HOST:PORT may also be the cluster's own address, as RAY_ADDRESS often is; then Ray asks that for its dashboard.

@@ -14,6 +14,7 @@ from prm_ray.submitting.work import FOLDER_KEY, VERB_KEY, WORDS_KEY
 
 _STAGE_LINE = re.compile(rf"^\S+ ({'|'.join((*STAGES, *MEASUREMENTS))}) +(?:starts|goes on|done|already done) ", re.M)
 """What the pipeline logs when a stage begins or ends."""
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TABLE = ("ID", "STATE", "WORK", "SINCE", "FOLDER")
 
 
@@ -32,7 +33,7 @@ def one_job(job: Any, log: str) -> str:
     """What a job is, how it stands, the stage it is at, and what it said last."""
     about = job.metadata or {}
     work = f"{about[VERB_KEY]} {about[WORDS_KEY]}" if VERB_KEY in about else job.entrypoint
-    lines = [line.strip() for line in re.split(r"[\r\n]", log) if line.strip()]
+    lines = [line.strip() for line in re.split(r"[\r\n]", _COLOUR.sub("", log)) if line.strip()]
     facts = {
         "job": job.submission_id,
         "state": f"{job.status}, {_since(job)}",
@@ -40,7 +41,7 @@ def one_job(job: Any, log: str) -> str:
         "work": work,
         "stage": stage_in(log),
         "folder": about.get(FOLDER_KEY),
-        "message": " ".join((job.message or "").partition("last available logs")[0].rstrip(", ").split()),
+        "message": _message(job),
         "last line": lines[-1] if lines else None,
     }
     return "\n".join(f"{name:<9}  {value}" for name, value in facts.items() if value)
@@ -50,6 +51,13 @@ def stage_in(log: str) -> str | None:
     """The last stage that a job's log tells of."""
     found = _STAGE_LINE.findall(log)
     return found[-1] if found else None
+
+
+def _message(job: Any) -> str:
+    """Why a job waits, or has failed; the end of its log, which Ray puts behind that, is shown anyway."""
+    if job.status in ("RUNNING", "SUCCEEDED"):
+        return ""
+    return " ".join((job.message or "").partition("last available logs")[0].rstrip(", ").split())
 
 
 def _row(job: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import http.server
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from prm_ray.cli import main
+from prm_ray.submitting.client import find
 from prm_ray.submitting.status import one_job, stage_in, table
 from tests.unit.test_cli import loaded, only_error, prm_ray
 
@@ -94,6 +96,22 @@ def test_the_address_comes_from_the_variables_of_ray_if_none_is_given(
     assert "no cluster answers at http://127.0.0.1:1 " in fails(capsys, "status", "--address", "127.0.0.1:1")
 
 
+def test_an_address_that_speaks_no_http_may_be_the_clusters_own(capsys: pytest.CaptureFixture[str]):
+    """As RAY_ADDRESS often is: Ray is then asked for the dashboard. With http:// in front it is a mistake."""
+
+    class Closes(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1000)
+            self.request.sendall(b"\x00\x00\x18\x04 as gRPC begins\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Closes) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        assert find(address) == address
+        assert "is no Ray dashboard" in fails(capsys, "status", "--address", f"http://{address}")
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -153,7 +171,9 @@ def test_one_job_tells_its_stage_and_why_it_failed():
     log = "14:00:00 generate  starts in /a\n14:03:00 generate  done in 3.0 s: 1 rows\n14:03:01 label     starts in /b\n"
     message = "Job entrypoint command failed with exit code 2, last available logs (truncated):\nlong"
     failed = job(metadata=OURS, status=JobStatus.FAILED, end_time=9_000, driver_exit_code=2, message=message)
-    facts = dict(line.split(maxsplit=1) for line in one_job(failed, log + "\nprm-ray: error: bad\n").splitlines())
+    text = one_job(failed, log + "\n\x1b[36mprm-ray: error: bad\x1b[0m\n")
+    facts = dict(line.split(maxsplit=1) for line in text.splitlines())
     assert facts["stage"] == "label" and facts["message"] == "Job entrypoint command failed with exit code 2"
+    assert facts["last"] == "line  prm-ray: error: bad"
     assert facts["work"] == "run run.toml train.beta=1" and facts["folder"] == "/shared/run"
     assert stage_in("14:00:00 nothing yet\n") is None
