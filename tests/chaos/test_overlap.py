@@ -9,10 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.chaos.test_kill_train import read_metrics
-from tests.processes import MARK, wait_until
+from tests.processes import MARK, marked, wait_until
 from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
 
 NUM_PARTS = 60
@@ -38,7 +40,7 @@ def start(config: RunConfig, stage: str, mark: str, log: Path) -> subprocess.Pop
 
 
 def to_train(run_dir: Path, model: str, **train: Any) -> RunConfig:
-    settings = {"epochs": 40, "checkpoint_every": 4, "validation_fraction": 0.0, **train}
+    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0, **train}
     config = tiny_config(run_dir, model, train=settings)
     stages = config.before("train")
     mark_done(config, stages[:-1])
@@ -47,19 +49,31 @@ def to_train(run_dir: Path, model: str, **train: Any) -> RunConfig:
     return config
 
 
+def train_workers(mark: str) -> list[psutil.Process]:
+    return [process for process in marked(mark) if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
 def test_a_newer_attempt_at_training_goes_on_where_the_older_is_which_ends(
     tmp_path: Path, tiny_model: str, mark: str
 ) -> None:
+    """The older one hangs, is given up for dead, and comes back while the newer one works."""
     config = to_train(tmp_path / "run", tiny_model)
     folder = StageFolder(config.run.dir, "train")
     older = start(config, "train", mark, tmp_path / "older.log")
     wait_until(lambda: len(read_metrics(folder)) >= 10 or older.poll() is not None, 240, "step of the older attempt")
+    hanging = train_workers(mark)
+    assert hanging, "nothing to hang"
+    for process in hanging:
+        process.suspend()
+    num_before = len(read_metrics(folder))
+    assert num_before < 60, "the older attempt was through before it hung"
     newer = start(config, "train", mark, tmp_path / "newer.log")
+    wait_until(lambda: len(read_metrics(folder)) > num_before or newer.poll() is not None, 240, "step of the newer one")
+    for process in hanging:
+        process.resume()
     assert older.wait(timeout=240) == 1
     last = (tmp_path / "older.log").read_text().splitlines()[-1]
-    assert re.match(
-        rf"prm-ray: error: attempt \d+ \(process {newer.pid} on .* has taken over .*/checkpoint' from", last
-    )
+    assert re.match(rf"prm-ray: error: attempt \d+ \(process {newer.pid} on .* has taken over .*/checkpoint'", last)
     assert newer.wait(timeout=240) == 0, (tmp_path / "newer.log").read_text()[-3000:]
     steps = read_metrics(folder)
     assert folder.is_done() and not list(folder.path.glob("attempt-*"))
