@@ -53,7 +53,7 @@ _ON_A_DISK = ("warmup", "train", "policy")
 
 def check_storage(config: RunConfig, stages: Iterable[str]) -> None:
     """Raises `UserError` if the run's folder is an address that cannot be reached, or that a stage cannot work at."""
-    models = {
+    models: dict[str, str | Path | None] = {
         "model.name": config.model.name,
         "reference.model": config.reference.model,
         "train.start": config.train.start,
