@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,28 +39,36 @@ _MOST_REQUESTS = 20_000
 PARTS = ("kills", "overload")
 _AT_ONCE = 8
 _TRIES = 12
+_ANSWERS = 40
+"""Between two kills."""
 
 Asked = tuple[str, list[str]]
 """A problem and responses to it."""
 
 
 def kills(config: RunConfig, asked: Sequence[Asked], expected: Sequence[Sequence[float]], between: float) -> Figures:
-    """Counts of what clients with retries saw while one replica after the other was killed, `between` seconds apart."""
+    """Counts of what clients with retries saw while one replica after the other was killed, `between` seconds apart.
+
+    Nothing is killed before something was answered since the last time: on a slow machine a replica that is killed as
+    soon as it starts would never answer.
+    """
     from prm_ray.serve import server
 
     url = server.start(config)
+    seen: Counter[str] = Counter(right=0, wrong=0, zero=0, failed=0)
     try:
-        with _killing(between) as killed:
-            seen = asyncio.run(_ask_all(url, asked, expected))
+        with _killing(between, lambda: seen.total() - seen["zero"]) as killed:
+            figures = asyncio.run(_ask_all(url, asked, expected, seen))
     finally:
         server.stop()
-    return seen | {"killed": len(killed)}
+    return figures | {"killed": len(killed)}
 
 
-async def _ask_all(url: str, asked: Sequence[Asked], expected: Sequence[Sequence[float]]) -> Figures:
+async def _ask_all(
+    url: str, asked: Sequence[Asked], expected: Sequence[Sequence[float]], seen: Counter[str]
+) -> Figures:
     waiting = iter(zip(asked, expected, strict=True))
     statuses: Counter[str] = Counter()
-    seen: Counter[str] = Counter(right=0, wrong=0, zero=0, failed=0)
 
     async def note(reply: httpx.Response) -> None:
         statuses[str(reply.status_code)] += 1
@@ -85,17 +93,20 @@ async def _ask_all(url: str, asked: Sequence[Asked], expected: Sequence[Sequence
 
 
 @contextmanager
-def _killing(between: float) -> Iterator[list[int]]:
-    """Kills a replica of this process's Serve every `between` seconds, those of models and the ingress in turn."""
+def _killing(between: float, num_answered: Callable[[], int]) -> Iterator[list[int]]:
+    """Kills a replica of this process's Serve every `between` seconds, those of models and the ingress in turn, if at
+    least `_ANSWERS` came since the last one."""
     killed: list[int] = []
     over = threading.Event()
 
     def kill() -> None:
+        answered = 0
         while not over.wait(between):
             kind = ("ScorerReplica0", "Ingress")[len(killed) % 2]
-            if found := replicas(kind):
+            if num_answered() >= answered + _ANSWERS and (found := replicas(kind)):
                 found[0].kill()
                 killed.append(found[0].pid)
+                answered = num_answered()
 
     thread = threading.Thread(target=kill)
     thread.start()
