@@ -116,7 +116,7 @@ def test_the_trained_adapter_lies_over_the_reference_and_scores_in_one_pass(tiny
     assert losses[0] == pytest.approx(0.6931, abs=0.05)
     assert sum(losses[-4:]) / 4 < 0.6
     assert not list(checkpoint.glob("model*.safetensors"))
-    scorer = Scorer.from_pretrained(checkpoint)
+    scorer = Scorer.from_pretrained(checkpoint, dtype="bfloat16")
     assert scorer.reference is scorer.policy
     (expected,) = scorer.score("1+2", ["3"])
     assert expected.rewards["sum"] != 0.0
