@@ -107,7 +107,7 @@ def test_what_is_worth_it_is_tried_again_as_late_as_the_server_asks(ask: Ask) ->
     with answering(STARTING, DROPPED, PROXY, FULL, GOOD) as (url, seen):
         start = time.monotonic()
         first, second = ask(url)
-        assert 1.0 <= time.monotonic() - start < 2.5
+        assert 1.0 <= time.monotonic() - start < 20
     assert len(seen) == 5 and seen[0] == seen[4]
     assert isinstance(first, ResponseReward) and (first.reward, first.step_ends) == (0.5, [3, 5])
     assert [step.reward for step in first.steps] == [0.75, 0.25] and first.steps[1].prefix_reward == 1.0
