@@ -1,4 +1,4 @@
-"""`python -m prm_ray` is `prm-ray`, for places that know a Python but not where its commands are: a job of a cluster."""
+"""`python -m prm_ray VERB ...` is `prm-ray VERB ...`: what jobs call, to run the code they were sent with."""
 
 import signal
 

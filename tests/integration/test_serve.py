@@ -43,7 +43,7 @@ def test_a_model_that_does_not_load_is_one_line_and_leaves_no_server(tmp_path: P
     """Runs before the fixture `url` starts the server that the other tests share."""
     config = make_run(tmp_path)
     (StageFolder(tmp_path, "train").path / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(UserError, match=r"^(the )?model .*load: .*header too large$"):
+    with pytest.raises(UserError, match=r"^(the )?model .*load: .*header too large\); copy it there again"):
         server.start(config)
     with pytest.raises(urllib.error.URLError):
         call(f"http://127.0.0.1:{config.serve.port}/healthz")
