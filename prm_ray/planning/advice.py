@@ -54,10 +54,8 @@ def _settled(question: Question, stage: str, section: str, change: Change, plan_
     if "token_budget" not in change:
         return change if _does_fit(question, stage, section, change, plan_stage) else None
     settings: Any = question.config.section(section)
-    now, least = (
-        settings.token_budget,
-        max(question.work.longest(question.shape.context) or 0, _STEP),
-    )  # below it a budget bounds nothing
+    now: int = settings.token_budget
+    least = max(question.work.longest(question.shape.context) or 0, _STEP)  # below the longest text it bounds nothing
     budgets = [budget for budget in range(now // _STEP * _STEP, least, -_STEP) if budget < now] + [least]
     for budget in budgets if least < now else ():
         found = change | {"token_budget": budget}
