@@ -102,7 +102,9 @@ def test_numbers_go_on_where_stages_are_if_those_of_the_run_were_removed(tmp_pat
     attempt_at(tmp_path, "train")
     for path in (tmp_path / "attempts").iterdir():
         path.unlink()
-    attempt_at(tmp_path, "train").check()
+    third = attempt_at(tmp_path, "train")
+    third.check()
+    assert third.attempt is not None and third.attempt.number == 3
 
 
 def finish(folder: StageFolder, who: str) -> None:

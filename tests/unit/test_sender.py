@@ -154,6 +154,7 @@ def test_a_server_does_not_keep_others_out(tmp_path: Path):
     cluster = Cluster()
     sender(cluster).submit(work(tmp_path, "serve"))
     sender(cluster).submit(work(tmp_path, "search"))
+    assert cluster.verbs == ["serve", "search"]
 
 
 def test_an_id_that_is_taken_is_refused(tmp_path: Path):
