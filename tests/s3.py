@@ -16,6 +16,7 @@ from prm_ray.objectstore import file_system, location
 def s3_server() -> Iterator[dict[str, str]]:
     """The environment by which this process and those it starts find the server."""
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -35,6 +36,7 @@ def s3_server() -> Iterator[dict[str, str]]:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         server.stop()
+        S3FileSystem.clear_instance_cache()  # they keep the address of the server that is gone
 
 
 def new_bucket() -> Path:
