@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.objectstore import is_remote, location
+from prm_ray.parquetfiles import parquet_rows
 from prm_ray.settings import ProblemsSection
-from prm_ray.tables import read_parquet
 
 Split = Literal["train", "test", "warmup"]
 
@@ -50,25 +54,42 @@ def hash_problem(text: str) -> str:
 
 def load_problems(config: RunConfig, split: Split) -> list[Problem]:
     """Problems of one split. Raises `UserError` for a source that is missing, empty, broken or holds duplicates."""
-    section, source = config.problems, config.problems.test if split == "test" else config.problems.train
+    problems = list(iter_problems(config, split))
+    _check_unique(lambda: problems, _source(config, split))
+    if split == "warmup" and not problems:
+        source = config.problems.train
+        raise UserError(f"warmup needs worked solutions: set problems.solution_field to a field of {source!r}")
+    return problems
+
+
+def iter_problems(config: RunConfig, split: Split) -> Iterator[Problem]:
+    """Problems of one split as they are read, of a source of any size. Raises `UserError` where it is broken."""
+    section, source = config.problems, _source(config, split)
     if source == "arithmetic":
-        return _arithmetic(config, split)
-    problems = [_problem(row, number, section, source) for number, row in enumerate(read_rows(source), start=1)]
-    _check_unique(problems, source)
-    if split == "warmup":
-        problems = [problem for problem in problems if problem.problem and problem.solution]
-        if not problems:
-            raise UserError(f"warmup needs worked solutions: set problems.solution_field to a field of {source!r}")
+        yield from _arithmetic(config, split)
+        return
     count = {"train": section.num_train, "test": section.num_test, "warmup": config.warmup.num_problems}[split]
-    return problems[:count]
+    problems = (_problem(row, number, section, source) for number, row in enumerate(read_rows(source), start=1))
+    if split == "warmup":
+        problems = (problem for problem in problems if problem.problem and problem.solution)
+    yield from islice(problems, count)
 
 
-def check_disjoint(train: Iterable[Problem], test: Iterable[Problem]) -> None:
-    """Raises `UserError` naming a problem that is both trained on and tested on."""
-    known = {problem.problem for problem in train if problem.problem is not None}
-    both = [problem.problem for problem in test if problem.problem in known]
-    if both:
-        raise UserError(f"{len(both)} test problems are training problems too, the first is {_short(both[0])}")
+def check_problems(config: RunConfig) -> None:
+    """Read through what is trained on and what is tested on, 8 bytes kept a problem.
+
+    Raises `UserError` for a source that is missing, empty, broken or holds duplicates, and for a problem in both.
+    """
+    train, test = (
+        _check_unique(partial(iter_problems, config, split), _source(config, split)) for split in ("train", "test")
+    )
+    if both := set(np.intersect1d(train, test, assume_unique=True).tolist()):
+        first = next(each for each in iter_problems(config, "test") if each.problem and _hash(each) in both)
+        raise UserError(f"{len(both)} test problems are training problems too, the first is {_short(first.problem)}")
+
+
+def _source(config: RunConfig, split: Split) -> str:
+    return config.problems.test if split == "test" else config.problems.train
 
 
 def read_rows(source: str) -> Iterator[dict[str, Any]]:
@@ -79,7 +100,7 @@ def read_rows(source: str) -> Iterator[dict[str, Any]]:
         path = location(source) if is_remote(source) else Path(source)
         if not path.is_file():
             raise UserError(f"file {source!r} does not exist")
-        rows = _json_rows(path) if path.suffix == ".jsonl" else iter(read_parquet(path).to_pylist())
+        rows = _json_rows(path) if path.suffix == ".jsonl" else parquet_rows(path)
     else:
         raise UserError(f"source {source!r} must be a .jsonl or .parquet file, hf:owner/name:split or arithmetic")
     empty = True
@@ -134,17 +155,32 @@ def _problem(row: dict[str, Any], number: int, section: ProblemsSection, source:
     )
 
 
-def _check_unique(problems: list[Problem], source: str) -> None:
-    seen: dict[str, int] = {}
+def _check_unique(problems: Callable[[], Iterable[Problem]], source: str) -> np.ndarray:
+    """Hashes of the problems, sorted. They are read again only to name the rows of one that is there twice."""
+    hashes, counts = np.unique(
+        np.fromiter((_hash(each) for each in problems() if each.problem is not None), np.uint64), return_counts=True
+    )
+    if twice := set(hashes[counts > 1].tolist()):
+        first, second = islice(_same(problems(), twice), 2)
+        raise UserError(
+            f"{source!r} holds the same problem in rows {first.row} and {second.row}: {_short(first.problem)}"
+        )
+    return hashes
+
+
+def _same(problems: Iterable[Problem], hashes: set[int]) -> Iterator[Problem]:
+    """The problem that comes for the second time before all others, and the first time it came."""
+    seen: dict[int, Problem] = {}
     for problem in problems:
-        if problem.problem is None:
-            continue
-        if problem.problem in seen:
-            first = seen[problem.problem]
-            raise UserError(
-                f"{source!r} holds the same problem in rows {first} and {problem.row}: {_short(problem.problem)}"
-            )
-        seen[problem.problem] = problem.row
+        if problem.problem is not None and (key := _hash(problem)) in hashes:
+            if key in seen:
+                yield seen[key]
+                yield problem
+            seen[key] = problem
+
+
+def _hash(problem: Problem) -> int:
+    return int(problem.prompt_id, 16)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:

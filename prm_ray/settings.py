@@ -156,8 +156,8 @@ class WarmupSection(FitSection):
 
 
 class GenerateSection(Section):
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM where it is installed."""
+    backend: str = "auto"
+    """`vllm`, `transformers`, `auto` (vLLM where it is installed), or `module:Class` of your own (docs/running.md)."""
     num_samples: int = Field(8, ge=1)
     """Responses a problem; one request, so the prompt is computed once."""
     temperature: float = Field(1.0, ge=0)
@@ -172,6 +172,13 @@ class GenerateSection(Section):
     """0 = CPU. More than 1 = tensor parallel."""
     engine_options: dict[str, Any] = {}
     """Passed to vLLM's engine as they are (max_num_seqs, gpu_memory_utilization ...)."""
+
+    @field_validator("backend")
+    @classmethod
+    def _is_a_backend(cls, value: str) -> str:
+        if value not in ("auto", "vllm", "transformers") and not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError("must be auto, vllm, transformers or module:Class")
+        return value
 
 
 class LabelSection(Section):

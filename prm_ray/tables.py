@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from prm_ray import attempts
 from prm_ray.attempts import MANIFEST, Attempt
 from prm_ray.errors import StorageError, UserError
 from prm_ray.folders import Folder, make_folder, open_folder, remove_folder, write_file
-from prm_ray.objectstore import arrow_source, is_remote, location
+from prm_ray.objectstore import is_remote, location
+from prm_ray.parquetfiles import parquet_writer, read_parquet, read_schema
 from prm_ray.schemas import SCHEMAS
 from prm_ray.storage import Write, json_writer, writing
 
@@ -209,12 +208,19 @@ class StageFolder:
         if counts is not None:
             table = table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
         with self._held() as folder:
-            return folder.put_new(self.part_path(index).name, _parquet_writer(table))
+            return folder.put_new(self.part_path(index).name, parquet_writer(table))
 
     def write_json(self, name: str, value: Any) -> None:
         """What later attempts at an unfinished stage want to know of this one."""
         with self._held() as folder:
             folder.replace(name, json_writer(value))
+
+    def write_draft(self, name: str, write: Write) -> Path:
+        """Put a file where the workers of this attempt find it until the stage is finished; returns where that is."""
+        inside = "" if self.attempt is None else f"{self.attempt.workspace}/"
+        with self._held() as folder:
+            folder.replace(f"{inside}{name}", write)
+        return self.path / f"{inside}{name}"
 
     def has_part(self, index: int) -> bool:
         return self.part_path(index).is_file()
@@ -224,41 +230,11 @@ class StageFolder:
 
     def part_counts(self, index: int) -> dict[str, dict[str, int]]:
         """The `counts` a part was written with."""
-        return json.loads((_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
+        return json.loads((read_schema(self.part_path(index)).metadata or {}).get(_COUNTS.encode(), b"{}"))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for index in self.finished_parts():
             yield from self.read_part(index, columns)
-
-
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
-    source, fs = arrow_source(path)
-    with _readable(path):
-        return pq.read_table(source, columns=columns, filesystem=fs)
-
-
-def column_names(path: Path) -> list[str]:
-    """Columns of a Parquet file; one that an earlier version wrote may lack some. Raises as `read_parquet` does."""
-    return _schema(path).names
-
-
-def _schema(path: Path) -> pa.Schema:
-    source, fs = arrow_source(path)
-    with _readable(path):
-        return pq.read_schema(source, filesystem=fs)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        advice = ""
-        if path.name.startswith("part-") and path.is_file():
-            advice = f"; remove it and {MANIFEST} beside it, and run its stage again: the other parts are kept"
-        raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{advice}") from None
 
 
 def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
@@ -270,18 +246,9 @@ def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(table["soft_label"], hard) if "soft_label" in table.column_names else hard
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write one Parquet file whole or not at all."""
-    write_file(path, _parquet_writer(table))
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     write_file(path, json_writer(value))
-
-
-def _parquet_writer(table: pa.Table) -> Write:
-    return partial(pq.write_table, table, compression="zstd")
 
 
 def count_failures(rows: Iterable[dict[str, Any]], column: str) -> dict[str, int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from prm_ray.core.compute import run_flops
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.parquetfiles import read_parquet
+from prm_ray.tables import StageFolder
 
 
 @dataclass(frozen=True)

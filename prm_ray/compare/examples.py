@@ -12,7 +12,8 @@ from prm_ray.compare.methods import Comparison, Method, same_candidates
 from prm_ray.compare.runs import Candidates, FinishedRun, first_wrong_step, knows_wrong_steps, rows_of_test
 from prm_ray.core.selection import best_of_n
 from prm_ray.core.steps import split_steps
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.parquetfiles import read_parquet
+from prm_ray.tables import StageFolder
 
 NUM_EXAMPLES, NUM_CANDIDATES, NUM_METHODS = 3, 4, 4
 _COLUMNS = ["prompt_id", "split", "sample_index", "problem", "gold_answer", "text", "answer", "correct", "error"]

@@ -22,8 +22,9 @@ from prm_ray.core.metrics import first_error_hit
 from prm_ray.core.steps import split_steps
 from prm_ray.errors import UserError
 from prm_ray.objectstore import location
+from prm_ray.parquetfiles import read_parquet
 from prm_ray.stages.stepcheck import take_differences
-from prm_ray.tables import FOLDERS, StageFolder, read_parquet
+from prm_ray.tables import FOLDERS, StageFolder
 
 ABOUT_FILE = "variant.json"
 """What an experiment leaves in the folder of a run: name, label, group with its heading, and seed of its method."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
 from prm_ray.errors import UserError
-from prm_ray.tables import StageFolder, count_failures, in_words, read_parquet
+from prm_ray.parquetfiles import read_parquet
+from prm_ray.tables import StageFolder, count_failures, in_words
 
 REWARDS = tuple(f"prm_{how}" for how in AGGREGATIONS)
 """Best-of-N by the PRM, a method an aggregation."""

@@ -7,15 +7,17 @@ that cannot be asked is one row with its reason in `error`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
-from prm_ray.problems import Problem, check_disjoint, hash_problem, load_problems
+from prm_ray.problems import Problem, check_problems, hash_problem
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.sampler import make_sampler
 from prm_ray.stages.sampling import Sample, SamplerOptions, sampler_options
 from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.stages.storedproblems import Task, store_problems
 from prm_ray.tables import StageFolder, count_failures
 
 if TYPE_CHECKING:
@@ -27,18 +29,16 @@ _SHARDS_AT_ONCE = 2
 
 def check(config: RunConfig) -> None:
     """Raises `UserError` for bad problems, a model without tokenizer or chat template, or a sampler that cannot run."""
-    load_tasks(config)
+    check_problems(config)
     model = resolve_model(config.model.name)
     load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
     sampler_options(config, model)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    tasks = load_tasks(config)
     model = base_model_path(config)
     options = sampler_options(config, model)
-    size = config.generate.problems_per_shard
-    shards = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    shards = store_problems(config, folder, config.generate.problems_per_shard)
     map_shards(
         folder,
         len(shards),
@@ -50,15 +50,9 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         concurrency=_SHARDS_AT_ONCE,
     )
     counted = count_parts(folder, ("error",), "response_tokens")
-    details = {"backend": options.backend, "model": model, "problems": len(tasks), **counted.details}
-    return StageResult(len(tasks), counted.rows_out, counted.failed, counted.tokens, details)
-
-
-def load_tasks(config: RunConfig) -> list[tuple[str, Problem]]:
-    """(split, problem) of every problem of the run."""
-    train, test = load_problems(config, "train"), load_problems(config, "test")
-    check_disjoint(train, test)
-    return [("train", problem) for problem in train] + [("test", problem) for problem in test]
+    num_problems = shards.num_problems
+    details = {"backend": options.backend, "model": model, "problems": num_problems, **counted.details}
+    return StageResult(num_problems, counted.rows_out, counted.failed, counted.tokens, details)
 
 
 def prompt_row(
@@ -93,7 +87,7 @@ class GenerateWorker:
         config: RunConfig,
         folder: StageFolder,
         options: SamplerOptions,
-        shards: list[list[tuple[str, Problem]]],
+        shards: Sequence[list[Task]],
     ):
         self._config, self._folder, self._shards, self._options = config, folder, shards, options
         self._tokenizer = load_tokenizer(options.model, config.prompt.chat_template, config.model.trust_remote_code)

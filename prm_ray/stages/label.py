@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow.compute as pc
+
 from prm_ray.answers import Judge
 from prm_ray.config import RunConfig
+from prm_ray.parquetfiles import read_parquet
 from prm_ray.settings import LabelSection
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
@@ -32,7 +35,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         num_workers=config.label.num_workers,
     )
     counted = count_parts(folder, ("error", "label_error"))
-    right = sum(row["correct"] or 0 for row in folder.rows(["correct"]))
+    parts = (read_parquet(folder.part_path(part), ["correct"]) for part in folder.finished_parts())
+    right = sum(pc.sum(part["correct"]).as_py() or 0 for part in parts)
     return StageResult(counted.rows_in, counted.rows_out, counted.failed, details={"correct": right})
 
 

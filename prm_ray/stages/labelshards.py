@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prm_ray.config import RunConfig
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.parquetfiles import read_parquet
+from prm_ray.tables import StageFolder
 
 
 @dataclass(frozen=True)

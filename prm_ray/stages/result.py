@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prm_ray.tables import StageFolder, count_failures, read_parquet
+from prm_ray.parquetfiles import read_parquet
+from prm_ray.tables import StageFolder, count_failures
 
 
 @dataclass(frozen=True)

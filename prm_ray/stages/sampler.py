@@ -10,13 +10,13 @@ import asyncio
 import atexit
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prm_ray.core.device import number_format
 from prm_ray.runlog import log
 from prm_ray.stages.engineguard import OWNER
-from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions
+from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions, own_sampler
 from prm_ray.stages.transformers_sampler import TransformersSampler
 
 _CPU_MAX_SEQUENCES = 256
@@ -27,7 +27,8 @@ _CPU_BLOCK = 32
 
 
 def make_sampler(options: SamplerOptions) -> Sampler:
-    return VllmSampler(options) if options.backend == "vllm" else TransformersSampler(options)
+    ours: dict[str, Callable[[SamplerOptions], Sampler]] = {"vllm": VllmSampler, "transformers": TransformersSampler}
+    return (ours.get(options.backend) or own_sampler(options.backend))(options)
 
 
 class VllmSampler:

@@ -16,9 +16,10 @@ from prm_ray.dataselection import NEEDED, Selection, select
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
 from prm_ray.models import reference_model_path
+from prm_ray.parquetfiles import column_names, read_parquet
 from prm_ray.schemas import SCHEMAS
 from prm_ray.settings import TAKES_SOFT_LABELS
-from prm_ray.tables import StageFolder, column_names, in_words, read_parquet
+from prm_ray.tables import StageFolder, in_words
 
 _OF_STEPS = {"step_ends", "step_labels"}
 

@@ -7,8 +7,9 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.models import decode, encode_prompt, load_tokenizer
+from prm_ray.parquetfiles import read_parquet, write_parquet
 from prm_ray.stages import reference
-from prm_ray.tables import StageFolder, read_parquet, write_parquet
+from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "settings", "config", "schemas", "storage", "objectstore", "folders"}
-FOUNDATION |= {"attempts", "tables", "runlog"}
+FOUNDATION |= {"attempts", "parquetfiles", "tables", "runlog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "objectstore": {"errors", "storage"},
     "folders": {"objectstore", "storage"},
     "attempts": {"errors", "storage", "objectstore", "folders"},
-    "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts"},
+    "parquetfiles": {"errors", "storage", "objectstore", "folders", "attempts"},
+    "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts", "parquetfiles"},
     "runlog": {"errors", "storage"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
@@ -79,6 +80,7 @@ LIGHT = {"pydantic", "pyarrow", "tqdm"}
 NEURAL = LIGHT | {"torch", "transformers", "numpy", "safetensors"}
 TOP_LEVEL = {
     **dict.fromkeys(FOUNDATION | MODULES, LIGHT),
+    "problems": LIGHT | {"numpy"},
     "core": {"torch", "numpy"},
     **dict.fromkeys(ENGINES, NEURAL),
     "conversations": NEURAL,

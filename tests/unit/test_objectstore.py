@@ -15,13 +15,14 @@ from prm_ray.config import RunConfig, load_config
 from prm_ray.errors import StorageError, TakenOverError, UserError
 from prm_ray.models import resolve_model, write_prm_json
 from prm_ray.objectstore import ObjectFolder, file_system, location
+from prm_ray.parquetfiles import read_parquet
 from prm_ray.problems import read_rows
 from prm_ray.scorer import Scorer
 from prm_ray.scoring.served import load_scorer, served_models
 from prm_ray.stages.pipeline import clear_from, run_all, run_stage
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.storage import json_writer
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.tables import StageFolder
 from tests.s3 import new_bucket, s3_server
 from tests.tables_by_hand import mark_done
 from tests.tiny import save_tiny_model

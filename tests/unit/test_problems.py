@@ -8,7 +8,7 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.problems import Problem, check_disjoint, load_problems
+from prm_ray.problems import Problem, check_problems, load_problems
 
 ROWS = [
     {"question": "1 + 1?", "solved": "One and one.\n#### 2"},
@@ -116,6 +116,26 @@ def test_an_unknown_kind_of_source_is_refused(source: str):
         load(source)
 
 
-def test_a_problem_in_both_splits_is_refused():
-    with pytest.raises(UserError, match="1 test problems are training problems too, the first is '1\\?'"):
-        check_disjoint([Problem("1?", "1")], [Problem("2?", "1"), Problem("1?", "1")])
+def test_a_problem_in_both_splits_is_refused(tmp_path: Path):
+    held_out = write_jsonl(tmp_path / "test.jsonl", [{"question": "3?", "solved": "3"}, ROWS[1]])
+    section = {"train": str(write_jsonl(tmp_path / "train.jsonl", ROWS)), "test": str(held_out)}
+    section |= {"problem_field": "question", "answer_field": "solved"}
+    both = RunConfig.model_validate({"problems": section})
+    with pytest.raises(UserError, match=r"1 test problems are training problems too, the first is '2 \+ 2\?'"):
+        check_problems(both)
+    check_problems(RunConfig.model_validate({"problems": section | {"num_train": 1}}))
+
+
+def test_what_is_not_used_is_not_read(tmp_path: Path):
+    path = write_jsonl(tmp_path / "p.jsonl", ROWS)
+    path.write_text(path.read_text() + "no JSON")
+    assert len(load(path, num_train=2)) == 2
+    with pytest.raises(UserError, match="line 3 of .* is not valid JSON"):
+        load(path, num_train=3)
+
+
+def test_of_several_that_are_there_twice_the_first_to_come_again_is_named(tmp_path: Path):
+    texts = ["a", "b", "c", "c", "a", "b"]
+    path = write_jsonl(tmp_path / "p.jsonl", [{"question": text, "solved": "1"} for text in texts])
+    with pytest.raises(UserError, match=r"same problem in rows 3 and 4: 'c'"):
+        load(path)

@@ -10,8 +10,9 @@ import pytest
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
+from prm_ray.parquetfiles import write_parquet
 from prm_ray.stages.trainingrows import check_mix, describe, read_test_rows, read_training_rows, sentence
-from prm_ray.tables import StageFolder, write_parquet
+from prm_ray.tables import StageFolder
 from tests.tables_by_hand import tiny_config
 
 COLUMNS = ["prompt_id", "sample_index", "ref_logprobs"]

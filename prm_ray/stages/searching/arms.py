@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from prm_ray.core.metrics import pass_at_k
 from prm_ray.core.selection import best_of_n_accuracy, log_vote_weights, subsets, vote_accuracy
+from prm_ray.parquetfiles import read_parquet
 from prm_ray.search.candidate import ROOT
-from prm_ray.tables import StageFolder, count_failures, read_parquet
+from prm_ray.tables import StageFolder, count_failures
 
 ORACLE = "oracle"
 """Way of picking that finds a right response if there is one."""

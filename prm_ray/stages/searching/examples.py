@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, decode, load_tokenizer
+from prm_ray.parquetfiles import read_parquet
 from prm_ray.search.candidate import ROOT
 from prm_ray.stages.report import reward_colours
 from prm_ray.stages.searching.arms import Arm, Arms, Searched
-from prm_ray.tables import StageFolder, read_parquet
+from prm_ray.tables import StageFolder
 
 Decode = Callable[[Sequence[int]], str]
 _MOST_SHOWN = 4
