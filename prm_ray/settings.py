@@ -165,7 +165,7 @@ class GenerateSection(Section):
     max_tokens: int = Field(512, ge=1)
     """Longest response in tokens; a cut one has finish_reason `length`."""
     problems_per_shard: int = Field(32, ge=1)
-    """Unit of work that is kept when the run is killed."""
+    """Unit of work that is kept when the run is killed; more for millions of problems."""
     num_engines: int = Field(1, ge=1)
     """vLLM engines (replicas) over the cluster."""
     gpus_per_engine: int = Field(0, ge=0)

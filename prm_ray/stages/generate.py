@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
 from prm_ray.problems import Problem, check_problems, hash_problem
+from prm_ray.stages.asking import MAX_STARTS, Answer, Asked, Asker
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.sampler import make_sampler
 from prm_ray.stages.sampling import Sample, SamplerOptions, sampler_options
@@ -48,6 +49,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         num_workers=config.generate.num_engines,
         num_gpus=config.generate.gpus_per_engine,
         concurrency=_SHARDS_AT_ONCE,
+        max_starts=MAX_STARTS,
     )
     counted = count_parts(folder, ("error",), "response_tokens")
     num_problems = shards.num_problems
@@ -91,7 +93,7 @@ class GenerateWorker:
     ):
         self._config, self._folder, self._shards, self._options = config, folder, shards, options
         self._tokenizer = load_tokenizer(options.model, config.prompt.chat_template, config.model.trust_remote_code)
-        self._sampler = make_sampler(options)
+        self._asker = Asker(make_sampler(options))
 
     async def __call__(self, shard: int) -> ShardStats:
         filled = await self.responses(shard)
@@ -105,16 +107,21 @@ class GenerateWorker:
             prompt_row(self._config, self._tokenizer, self._options, split, problem)
             for split, problem in self._shards[shard]
         ]
-        asked = [row for row in rows if row["error"] is None]
-        prompts = [row["prompt_tokens"] for row in asked]
-        responses = await self._sampler.sample(prompts, [self._seed(row["prompt_id"]) for row in asked])
-        by_id = {row["prompt_id"]: samples for row, samples in zip(asked, responses, strict=True)}
-        return [one for row in rows for one in self._with_responses(row, by_id.get(row["prompt_id"]))]
+        asked = [
+            Asked(row["prompt_id"], row["prompt_tokens"], self._seed(row["prompt_id"]))
+            for row in rows
+            if row["error"] is None
+        ]
+        answers = await self._asker.ask(asked, self._folder.workspace / f".asked-{shard:05d}")
+        by_id = {prompt.prompt_id: answer for prompt, answer in zip(asked, answers, strict=True)}
+        return [one for row in rows for one in self._answered(row, by_id.get(row["prompt_id"]))]
 
-    def _with_responses(self, row: dict[str, Any], samples: list[Sample] | None) -> list[dict[str, Any]]:
-        if samples is None:
+    def _answered(self, row: dict[str, Any], answer: Answer | None) -> list[dict[str, Any]]:
+        if answer is None:
             return [row]
-        return [row | self._response_columns(index, sample) for index, sample in enumerate(samples)]
+        if isinstance(answer, str):
+            return [row | {"error": answer}]
+        return [row | self._response_columns(index, sample) for index, sample in enumerate(answer)]
 
     def _response_columns(self, index: int, sample: Sample) -> dict[str, Any]:
         """A response that is nothing but its end token is kept with its tokens; one without any token is an error."""

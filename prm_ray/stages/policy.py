@@ -19,6 +19,7 @@ from prm_ray.core.metrics import difference_interval, percentile_interval, resam
 from prm_ray.errors import UserError
 from prm_ray.models import base_model_path
 from prm_ray.problems import Problem
+from prm_ray.stages.asking import MAX_STARTS
 from prm_ray.stages.generate import GenerateWorker
 from prm_ray.stages.heldout import held_out_problems
 from prm_ray.stages.label import judged
@@ -55,6 +56,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
             name=f"policy {whose}",
             num_workers=sampling.generate.num_engines,
             num_gpus=sampling.generate.gpus_per_engine,
+            max_starts=MAX_STARTS,
         )
     counted = count_parts(folder, ("error", "label_error"), "response_tokens")
     report = make_report(config, list(folder.rows(["prompt_id", "generator", "correct", "error", "label_error"])))

@@ -29,7 +29,7 @@ from prm_ray.storage import writing
 from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
-"""Starts of one shard within one run; a shard that kills its worker each time must not do so for ever."""
+"""Starts of one shard within one run; a shard that ends its worker each time must not do so for ever."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ def map_shards(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     concurrency: int = 1,
+    max_starts: int = _MAX_STARTS,
 ) -> list[ShardStats]:
     """Call `worker_class(**worker_kwargs)(shard)` for each shard in 0 .. num_shards-1 that has no part yet.
 
     Returns the counts of those. The worker's `__call__` takes a shard number, writes that part and returns
     `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
-    dies is started anew and its shard redone; an exception in it ends the stage (a `UserError` as itself).
+    dies is started anew and its shard redone, `max_starts` times; an exception in it ends the stage (a `UserError` as
+    itself).
     A stage in which nothing moves for RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S (half an hour unless set) ends with
     Ray's `ExecutionTimeoutError`.
     """
@@ -71,7 +73,7 @@ def map_shards(
     is_async = inspect.iscoroutinefunction(worker_class.__call__)
     dataset = _dataset(shards).map_batches(
         _AsyncShardCalls if is_async else _ShardCalls,
-        fn_constructor_args=[folder, worker_class, worker_kwargs],
+        fn_constructor_args=[folder, worker_class, worker_kwargs, max_starts],
         batch_size=1,
         compute=ActorPoolStrategy(
             size=min(num_workers, len(shards)),
@@ -113,8 +115,8 @@ class _ShardCalls:
     A `UserError` travels as a row, because Ray Data keeps only the text of an exception's cause.
     """
 
-    def __init__(self, folder: StageFolder, worker_class: type, worker_kwargs: dict[str, Any]):
-        self._folder = folder
+    def __init__(self, folder: StageFolder, worker_class: type, worker_kwargs: dict[str, Any], max_starts: int):
+        self._folder, self._max_starts = folder, max_starts
         self._user_error = ""
         try:
             self._worker = worker_class(**worker_kwargs)
@@ -140,9 +142,9 @@ class _ShardCalls:
         self._folder.check()
         with writing(path), path.open("a") as file:
             file.write(f"{os.uname().nodename} {os.getpid()}\n")
-        if len(path.read_text().splitlines()) > _MAX_STARTS:
-            stage = self._folder.stage
-            raise RuntimeError(f"shard {shard} of {stage} killed its worker {_MAX_STARTS} times: see Ray's logs")
+        if len(path.read_text().splitlines()) > self._max_starts:
+            what = f"shard {shard} of {self._folder.stage}"
+            raise RuntimeError(f"{what} killed its worker {self._max_starts} times: see Ray's logs")
         return shard
 
     def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:

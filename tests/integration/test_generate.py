@@ -129,3 +129,21 @@ def test_equal_samples_are_not_asked_for(tmp_path: Path, tiny_model: Path):
     greedy = config.generate.model_copy(update={"temperature": 0.0})
     with pytest.raises(UserError, match=r"generate\.num_samples must be 1, not 3"):
         generate.check(config.model_copy(update={"generate": greedy}))
+
+
+def test_a_generator_of_ones_own_and_prompts_that_it_does_not_survive(tmp_path: Path, tiny_model: str, ray_local: None):
+    config = make_config(tmp_path, Path(tiny_model), "tests.generators:Parrot")
+    odd = [{"problem": f"a {word} one", "answer": "1"} for word in ("deadly", "refused")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*TRAIN[:4], *odd]))
+    result = generate.run(config, begun(config, "generate"))
+    assert result.failed == {"worker_died": 1, "sampler_error": 1, "null_answer": 1}
+    rows = {row["problem"]: row for row in StageFolder(config.run.dir, "generate").rows()}
+    assert rows["a deadly one"]["error"] == "worker_died: 2 times when asked for this alone"
+    assert rows["a refused one"]["error"] == "sampler_error: RuntimeError: no such prompt, please"
+    assert len(responses(config)) == 5 * NUM_SAMPLES
+    assert all(row["response_tokens"] == row["prompt_tokens"][-3:] for row in responses(config))
+
+
+def test_a_generator_that_is_not_there_is_told_before_anything_starts(tmp_path: Path, tiny_model: str):
+    with pytest.raises(UserError, match=r"generate.backend 'tests.generators:Nobody' does not load"):
+        generate.check(make_config(tmp_path, Path(tiny_model), "tests.generators:Nobody"))

@@ -130,7 +130,7 @@ def test_what_is_not_used_is_not_read(tmp_path: Path):
     path = write_jsonl(tmp_path / "p.jsonl", ROWS)
     path.write_text(path.read_text() + "no JSON")
     assert len(load(path, num_train=2)) == 2
-    with pytest.raises(UserError, match="line 3 of .* is not valid JSON"):
+    with pytest.raises(UserError, match=r"line 3 of .* is not valid JSON"):
         load(path, num_train=3)
 
 
