@@ -66,6 +66,7 @@ _RESOURCES = {
     "token_budget",
     "checkpoint_every",
     "num_workers",
+    "min_workers",
     "gpus_per_worker",
     "parallel",
     "gradient_checkpointing",

@@ -142,11 +142,19 @@ class FitSection(Section):
     checkpoint_every: int = Field(50, ge=1)
     """Optimizer steps between checkpoints (and held-out measurements)."""
     num_workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1)
+    """Train with so few while there is no room for `num_workers`, and with more when there is; none = wait for all."""
     gpus_per_worker: float = Field(0, ge=0)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: each worker holds all weights; `fsdp`: each holds its share of them, for models too large for one GPU."""
     gradient_checkpointing: bool = False
     """Keep one activation a layer and compute the others again: memory for about a third more time."""
+
+    @model_validator(mode="after")
+    def _has_fewer_at_least(self) -> FitSection:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} must not exceed num_workers {self.num_workers}")
+        return self
 
 
 class WarmupSection(FitSection):

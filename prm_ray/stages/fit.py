@@ -81,12 +81,13 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     """
     plan = replace(plan, resume_from=taken_over(plan.folder))
     section, storage = plan.section, plan.folder.workspace / STORAGE
+    fewest = section.min_workers
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if section.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=section.num_workers,
+            num_workers=section.num_workers if fewest is None else (fewest, section.num_workers),
             use_gpu=section.gpus_per_worker > 0,
             resources_per_worker={"CPU": 1, **({"GPU": section.gpus_per_worker} if section.gpus_per_worker else {})},
         ),
@@ -155,9 +156,8 @@ def _train(plan: FitPlan) -> None:
         is_checkpoint = is_last or trainer.num_steps % section.checkpoint_every == 0
         held_out = measure(trainer) if measure and is_checkpoint else {}
         if metrics is not None:
-            metrics.write(
-                trainer.num_steps, **vars(result), num_responses=sum(data.sizes[i] for i in items), **held_out
-            )
+            counts = {"num_responses": sum(data.sizes[i] for i in items), "num_workers": num_workers}
+            metrics.write(trainer.num_steps, **vars(result), **counts, **held_out)
         if is_checkpoint and not is_last:
             _checkpoint(trainer, result, plan)
     trainer.use_average()  # of a run that was killed behind its last step
