@@ -85,7 +85,6 @@ _RESOURCES = {
 }
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
 
-
 TABLES = ("generate.engine_options", "import.fields", "serve.models")
 """Settings whose keys are names of the user's own."""
 
