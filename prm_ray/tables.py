@@ -128,10 +128,12 @@ class StageFolder:
         return attempts.hold(self.path, self.attempt, self._is_fenced)
 
     def check_identity(self, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-        """Raises `UserError` naming each setting that differs from what the folder was begun with.
+        """Raises `UserError` naming each setting that differs from what the folder was begun with, or if it is a file.
 
         A setting that did not exist then had its value of `defaults`, so a newer version goes on with an older folder.
         """
+        if self.path.is_file():
+            raise UserError(f"{str(self.path)!r} must be a folder, and is a file: move it away")
         started = self.path / "started.json"
         if not started.is_file():
             return

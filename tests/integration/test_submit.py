@@ -20,7 +20,6 @@ from prm_ray.config import load_config
 from prm_ray.tables import FOLDERS, StageFolder
 from tests.clusters import SmallCluster, small_cluster
 from tests.processes import wait_until
-from tests.tables_by_hand import mark_done
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -47,9 +46,16 @@ validation_fraction = 0.0
 [rerank]
 sizes = [1, 2]
 """
-JUDGE = """
+SENT_ALONG = """
 def judge(text: str, gold: str) -> bool:
     return len(text) % 2 == 0
+
+class Broken:
+    def __init__(self, options):
+        pass
+
+    async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
+        raise RuntimeError("the engine is broken")
 """
 
 Submitted = tuple[Path, subprocess.CompletedProcess[str]]
@@ -87,7 +93,7 @@ def cluster() -> Iterator[SmallCluster]:
 def client(cluster: SmallCluster, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
     folder = tmp_path_factory.mktemp("client")
     (folder / "run.toml").write_text(CONFIG.format(model=tiny_model))
-    (folder / "sent_along.py").write_text(JUDGE)
+    (folder / "sent_along.py").write_text(SENT_ALONG)
     for name, first, count in (("problems", 1, 8), ("held_out", 100, 4), ("many", 1000, 4000)):
         rows = [f'{{"problem": "{n} + 1", "answer": "{n + 1}"}}\n' for n in range(first, first + count)]
         (folder / f"{name}.jsonl").write_text("".join(rows))
@@ -117,12 +123,10 @@ def test_the_exit_code_of_a_job_is_that_of_the_command(client: Client, tmp_path:
     bad = client.run("submit", "train", "run.toml", f"run.dir={tmp_path / 'empty'}")
     assert bad.returncode == 2, bad.stderr
     assert "run the generate stage first" in bad.stdout and "failed with exit code 2" in bad.stderr
-    config = load_config(client.folder / "run.toml", [f"run.dir={tmp_path / 'broken'}"])
-    mark_done(config, config.before("rerank"))
-    StageFolder(config.run.dir, "rerank").path.write_text("a file where the table should be")
-    broken = client.run("submit", "rerank", "run.toml", f"run.dir={tmp_path / 'broken'}")
+    words = ["run.toml", f"run.dir={tmp_path / 'broken'}", "generate.backend=sent_along:Broken"]
+    broken = client.run("submit", "generate", *words)
     assert broken.returncode == 1, broken.stderr
-    assert "NotADirectoryError" in broken.stdout
+    assert "the engine is broken" in broken.stdout
 
 
 def test_a_long_job_is_left_asked_about_followed_and_stopped(client: Client, tmp_path: Path):

@@ -137,6 +137,13 @@ def test_a_stage_that_failed_goes_on_with_the_parts_it_has(config: RunConfig):
     assert folder.part_path(0).stat().st_mtime_ns == part
 
 
+def test_a_file_in_the_place_of_a_table_is_named(config: RunConfig):
+    finish_by_hand(config)
+    StageFolder(config.run.dir, "rerank").path.touch()
+    with pytest.raises(UserError, match=r"picks' must be a folder, and is a file: move it away"):
+        run_stage(config, "rerank")
+
+
 def test_fresh_removes_the_stage_and_all_later_ones_only(config: RunConfig):
     finish_by_hand(config)
     run_stage(config, "rerank")
