@@ -38,6 +38,7 @@ from prm_ray.stages.trainingsets import (
     check_labels,
     held_out_measure,
     selected_responses,
+    store_rows,
     training_columns,
     training_data,
     training_stage,
@@ -65,9 +66,10 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     table, selected = selection.table, describe(config, selection)
     log.info("train: %s", sentence(selected))
     lengths = {"train": length_figures(table), "test": length_figures(read_test_rows(config, LENGTH_COLUMNS))}
-    data = training_data(config, table)
+    rows = store_rows(table, config, folder)
+    data = training_data(config, rows)
     check_labels(data, config)
-    make_data, make_held_out = partial(training_data, config), partial(held_out_measure, config)
+    make_data, make_held_out = partial(training_data, config, rows), partial(held_out_measure, config, rows)
     plan = FitPlan(
         *("train", folder, policy, config, section, config.train_seed),
         *(make_data, make_held_out, adapter),

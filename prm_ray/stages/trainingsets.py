@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +19,7 @@ from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy
 from prm_ray.stages.trainingrows import read_training_rows
 from prm_ray.steplosses import training_loss
+from prm_ray.tables import StageFolder
 from prm_ray.trainer import Trainer
 
 _KEPT = ("prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "soft_label")
@@ -54,11 +56,37 @@ def selected_responses(config: RunConfig) -> Selection:
     return replace(selection, table=labelled, left_out=left_out)
 
 
-def training_data(config: RunConfig, table: pa.Table | None = None) -> OutcomeData:
-    """`table` = the selected responses, read anew if not given."""
+@dataclass(frozen=True)
+class StoredRows:
+    """Files with the rows that are trained on and those held out. Workers map them, so those of a machine share its
+    page cache in place of a copy each, and none selects anew."""
+
+    trained: Path
+    held_out: Path
+
+
+def store_rows(table: pa.Table, config: RunConfig, folder: StageFolder) -> StoredRows:
+    """Put the selected rows where this attempt's workers find them."""
+    trained, held_out = (
+        folder.write_draft(f".{name}.arrow", partial(_write_rows, _part(table, config, held_out=name == "held-out")))
+        for name in ("trained", "held-out")
+    )
+    return StoredRows(trained, held_out)
+
+
+def _write_rows(table: pa.Table, file: BinaryIO) -> None:
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())  # a row is found at once in one chunk
+
+
+def _mapped(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def training_data(config: RunConfig, rows: StoredRows) -> OutcomeData:
     section = config.train
     return OutcomeData(
-        _part(selected_responses(config).table if table is None else table, config, held_out=False),
+        _mapped(rows.trained),
         training_loss(section, config.train_seed),
         kind=_kind(config),
         with_reference=section.with_reference,
@@ -97,12 +125,12 @@ def held_out_responses(config: RunConfig) -> list[dict[str, Any]]:
     return [row for row in rows if row["correct"] is not None]
 
 
-def held_out_measure(config: RunConfig) -> Callable[[Trainer], dict[str, Any]]:
+def held_out_measure(config: RunConfig, rows: StoredRows) -> Callable[[Trainer], dict[str, Any]]:
     """Loss, accuracy and AUC of response rewards on the held-out share, whatever the objective."""
     section = config.train
     beta = section.beta if section.reward == "log_ratio" else 1.0
     data = OutcomeData(
-        _part(selected_responses(config).table, config, held_out=True),
+        _mapped(rows.held_out),
         CrossEntropy(beta),
         kind=_kind(config),
         with_reference=section.with_reference,

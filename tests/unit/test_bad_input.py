@@ -14,7 +14,8 @@ from prm_ray.errors import UserError
 from prm_ray.models import load_model, write_prm_json
 from prm_ray.rewardmodels import load_with_value_head
 from prm_ray.stages import pipeline
-from prm_ray.stages.trainingsets import check_labels, training_data
+from prm_ray.stages.trainingsets import check_labels, selected_responses, store_rows, training_data
+from prm_ray.tables import StageFolder
 from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
 from tests.tiny import save_tiny_model
 
@@ -128,8 +129,11 @@ def test_training_sets_that_hold_nothing_to_learn(
     config = tiny_config(tmp_path / "run", tiny_model, train=train, select=select)
     write_reference_table(config)
     mark_done(config, ("generate", "label", "reference"))
+    folder = StageFolder(config.run.dir, "train")
+    folder.path.mkdir()
+    data = training_data(config, store_rows(selected_responses(config).table, config, folder))
     with pytest.raises(UserError, match=message):
-        check_labels(training_data(config), config)
+        check_labels(data, config)
 
 
 def test_a_reference_that_reads_other_token_ids(tmp_path: Path, tiny_model: str) -> None:
