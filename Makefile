@@ -25,7 +25,7 @@ demo: $(STAMP)  ## make, train, evaluate and compare a reward model on this mach
 	$(BIN)/prm-ray demo
 
 test: $(STAMP)  ## all tests: unit, integration (Ray on CPU, a real small model), chaos (kills)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 30 tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30 tests
 
 test-unit: $(STAMP)  ## tests without Ray, a few minutes
 	$(BIN)/python -m pytest tests/unit

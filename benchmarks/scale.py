@@ -2,7 +2,8 @@
 
 Problems made on the spot go through both stages, as commands of their own, with a generator that computes nothing: what
 is left is what the project itself adds. Peak memory is of all processes of a command together, Ray's too, shared pages
-counted once (PSS, looked at twice a second). A second table has 1, 2 and 4 workers, computing (bounded by the cores of
+counted once (PSS, looked at twice a second); CPU seconds are of all of them too, so that they do not depend on what
+else the machine does. A second table has 1, 2 and 4 workers, computing (bounded by the cores of
 the machine) and waiting as for an engine on a GPU.
 """
 
@@ -14,7 +15,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,19 @@ from prm_ray.tables import StageFolder
 STAGES = ("generate", "label")
 NUM_TEST = 100
 _ROWS_AT_ONCE = 100_000
-COLUMNS = ("rows", "workers", "ms a prompt", "generate s", "label s", "rows/s", "rows/s", "GiB", "GiB")
+COLUMNS = (
+    "rows",
+    "workers",
+    "ms a prompt",
+    "generate s",
+    "label s",
+    "rows/s",
+    "rows/s",
+    "CPU s",
+    "CPU s",
+    "GiB",
+    "GiB",
+)
 _CONFIG = """
 [run]
 dir = "{folder}/run"
@@ -83,31 +95,37 @@ def write_problems(path: Path, numbers: range) -> None:
 
 
 def _command(stage: str, config: Path) -> Figures:
-    """Seconds from start to end, and GiB at most: of all processes, and of the largest one."""
+    """Seconds from start to end, CPU seconds of all processes, and GiB at most: of all, and of the largest one."""
     start = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = subprocess.Popen([sys.executable, "-m", "prm_ray", stage, str(config)], env=environment)
     peak = largest = 0
+    cpu_seconds: dict[int, float] = {}
     while command.poll() is None:
-        sizes = list(_sizes(command.pid))
+        sizes = []
+        for process in _family(command.pid):
+            try:
+                sizes.append(process.memory_full_info().pss)
+                cpu_seconds[process.pid] = sum(process.cpu_times()[:2])
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
         peak, largest = max(peak, sum(sizes)), max([largest, *sizes])
         time.sleep(0.5)
     assert command.returncode == 0, f"{stage} ended with {command.returncode}"
-    whole = time.perf_counter() - start
-    return {"command_seconds": round(whole, 1), "peak_gib": peak / 2**30, "largest_process_gib": largest / 2**30}
+    return {
+        "command_seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(sum(cpu_seconds.values()), 1),
+        "peak_gib": peak / 2**30,
+        "largest_process_gib": largest / 2**30,
+    }
 
 
-def _sizes(pid: int) -> Iterator[int]:
+def _family(pid: int) -> list[psutil.Process]:
     try:
-        family = [psutil.Process(pid)]
-        family += family[0].children(recursive=True)
+        command = psutil.Process(pid)
+        return [command, *command.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return
-    for process in family:
-        try:
-            yield process.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
+        return []
 
 
 def _manifest(folder: Path, stage: str) -> dict[str, Any]:
@@ -148,6 +166,7 @@ def _words(figures: Figures) -> list[str]:
         f"{figures['seconds_per_prompt'] * 1000:g}",
         *(f"{stage['seconds']:.0f}" for stage in stages),
         *(f"{figures['rows'] / stage['seconds']:,.0f}" for stage in stages),
+        *(f"{stage['cpu_seconds']:.0f}" for stage in stages),
         *(f"{stage['peak_gib']:.2f}" for stage in stages),
     ]
 
