@@ -34,14 +34,7 @@ COLUMNS = (
     "rows",
     "workers",
     "ms a prompt",
-    "generate s",
-    "label s",
-    "rows/s",
-    "rows/s",
-    "CPU s",
-    "CPU s",
-    "GiB",
-    "GiB",
+    *(f"{stage} {what}" for what in ("s", "rows/s", "CPU s", "GiB") for stage in STAGES),
 )
 _CONFIG = """
 [run]
