@@ -270,9 +270,9 @@ def outcome_labels(table: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(table["soft_label"], hard) if "soft_label" in table.column_names else hard
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write one Parquet file whole or not at all."""
-    write_file(path, _parquet_writer(table))
+def write_parquet(path: Path, table: pa.Table, drafts: Path | None = None) -> None:
+    """Write one Parquet file whole or not at all; `drafts` as in `write_file`."""
+    write_file(path, _parquet_writer(table), drafts)
 
 
 def write_json(path: Path, value: Any) -> None:

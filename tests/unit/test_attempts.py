@@ -10,6 +10,7 @@ import pytest
 
 from prm_ray import attempts
 from prm_ray.errors import TakenOverError, UserError
+from prm_ray.stages.reference import read_cache, write_cache
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.storage import HeldFolder, json_writer
 from prm_ray.tables import StageFolder
@@ -172,6 +173,17 @@ def test_an_answer_that_nfs_lost_is_no_other_writer(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "link", link_twice)
     with HeldFolder(tmp_path) as folder:
         assert folder.put_new("a", json_writer(1))
+
+
+def test_a_cache_that_is_being_written_when_its_worker_is_killed_leaves_nothing_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, cache = attempt_at(tmp_path, "reference"), tmp_path / "reference_cache" / "part-00000.parquet"
+    unfinished: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda _: unfinished.extend(tmp_path.rglob(".*.tmp")))
+    write_cache(cache, [{"fingerprint": "a", "ref_logprobs": [-1.0]}], folder.workspace)
+    assert [path.parent for path in unfinished] == [folder.workspace]
+    assert read_cache(cache) == {"a": [-1.0]}
 
 
 def search_rows(*problems: str) -> list[dict]:
