@@ -87,13 +87,14 @@ class MetricsLog:
 
 def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file as they are written, until `finished` is set and none is left."""
-    position = 0
+    position, seen = 0, -1
     while True:
         last_look = finished.wait(0.5)
         if path.is_file():
-            size = path.stat().st_size
-            position = 0 if size < position else position  # a restarted run has cut the file
             with path.open(encoding="utf-8") as file:
+                number = os.fstat(file.fileno()).st_ino
+                position = position if number == seen else 0  # a restarted run has another file there
+                seen = number
                 file.seek(position)
                 while (line := file.readline()).endswith("\n"):
                     position = file.tell()

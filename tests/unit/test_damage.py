@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from prm_ray.config import RunConfig
 from prm_ray.entry import failing_in_one_line
 from prm_ray.errors import StorageError, UserError
 from prm_ray.models import load_model
-from prm_ray.runlog import MetricsLog
+from prm_ray.runlog import MetricsLog, tail_metrics
 from prm_ray.stages import takeover
 from prm_ray.stages.pipeline import known_cause, run_stage
 from prm_ray.stages.result import count_parts
@@ -285,3 +286,15 @@ def test_a_line_of_metrics_that_a_full_disk_cut_off_is_dropped(tmp_path: Path):
     path.write_text('{"step": 1}\n{"step": 2, "lo')
     MetricsLog(path, 2).write(2)
     assert [line[:10] for line in path.read_text().splitlines()] == ['{"step": 1', '{"step": 2']
+
+
+def test_who_follows_metrics_is_not_led_astray_by_a_restarted_run(tmp_path: Path):
+    path, finished = tmp_path / "metrics.jsonl", threading.Event()
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    lines = tail_metrics(path, finished)
+    assert [next(lines)["step"] for _ in range(2)] == [1, 2]
+    metrics = MetricsLog(path, 1)
+    for step in (2, 3):
+        metrics.write(step, loss=0.5)
+    finished.set()
+    assert [line["step"] for line in lines] == [1, 2, 3]
