@@ -10,6 +10,7 @@ import pytest
 
 from prm_ray import attempts
 from prm_ray.errors import TakenOverError, UserError
+from prm_ray.fingerprints import model_fingerprint
 from prm_ray.stages.reference import read_cache, write_cache
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.storage import HeldFolder, json_writer
@@ -127,6 +128,19 @@ def test_what_the_attempt_that_finishes_first_made_is_put_in_place_and_stays(tmp
         *("nested", "nested/page.html", "report.json", "started.json"),
     }
     assert {path.read_text() for path in newer.path.glob("**/[rp]*.*")} == {"older"}
+
+
+def test_a_model_that_two_attempts_made_alike_has_one_fingerprint(tmp_path: Path):
+    """Not that of the attempt: log-probs of a reference that was made again are found in the cache."""
+    found = set()
+    for name in ("one", "other"):
+        folder = attempt_at(tmp_path / name, "warmup")
+        (folder.workspace / "config.json").write_text("{}")
+        (folder.workspace / "model.safetensors").write_text("weights")
+        folder.finish({"finished_at": name})
+        found.add(model_fingerprint(str(folder.path)))
+    (folder.path / "model.safetensors").write_text("changed")
+    assert len(found) == 1 and model_fingerprint(str(folder.path)) not in found
 
 
 @pytest.mark.parametrize("moved", [[], ["model-1.safetensors"], ["model-1.safetensors", "model-2.safetensors"]])
