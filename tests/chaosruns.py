@@ -86,7 +86,7 @@ WORKERS = {
 """Stage -> what does its work, and how Ray's name for such a process begins."""
 _WITH_THE_JOB = ("driver", "supervisor")
 VICTIMS = {stage: [*WORKERS.get(stage, ())[:1], "node", *_WITH_THE_JOB] for stage in SIZES}
-_PAUSES = {"rerank": 0.0, "evaluate": 0.6}
+_PAUSES = {"rerank": 0.0, "evaluate": 0.4}
 """Seconds from one moment in a stage to the next, of which a kill takes a random part; of others 0.1."""
 _LATEST = 0.6
 """Share of a stage up to which it is killed: what comes before the kill takes a moment too."""
@@ -157,8 +157,10 @@ class ChaosRun:
     def suffer(self, kill: Kill, rng: random.Random) -> Outcome:
         """Kill, and go on to the end of the stage."""
         folder, least = StageFolder(self.folder, kill.stage), int(kill.moment * _LATEST * SIZES[kill.stage])
-        self.go_on(lambda: progress(folder) >= 0, f"begin of {kill.stage}")
-        others = self._workers(kill.stage)  # of the stage before, about to end
+        others: list[psutil.Process] = []
+        if kill.stage in WORKERS and kill.victim not in _WITH_THE_JOB:
+            self.go_on(lambda: progress(folder) >= 0, f"begin of {kill.stage}")
+            others = self._workers(kill.stage)  # of the stage before, about to end
         victim = rng.choice(self._wait_for_victims(kill, others))
         self.go_on(lambda: progress(folder) >= least, f"{least} of {SIZES[kill.stage]} in {kill.stage}")
         time.sleep(rng.random() * _PAUSES.get(kill.stage, 0.1))
