@@ -26,7 +26,7 @@ from prm_ray.storage import json_writer
 
 FOLDER = "attempts"
 MANIFEST = "manifest.json"
-_FINISHED = "finished.json"
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ def finish(path: Path, attempt: Attempt, is_fenced: bool, manifest: dict[str, An
     Of attempts that overlap the first one to get here counts; the others leave its work and its manifest as they are.
     """
     with hold(path, attempt, is_fenced) as folder:
-        if not folder.has(_FINISHED):
+        if not folder.has(FINISHED):
             if isinstance(folder, ObjectFolder):
                 upload(workspace(path, attempt), folder, attempt.workspace)
             folder.replace(f"{attempt.workspace}/{MANIFEST}", json_writer(manifest))
-            folder.put_new(_FINISHED, json_writer({"workspace": attempt.workspace}))
+            folder.put_new(FINISHED, json_writer({"workspace": attempt.workspace}))
     complete(path)
     if is_remote(path):
         remove_leftover(workspace(path, attempt))
@@ -152,13 +152,13 @@ def complete(path: Path) -> bool:
     except FileNotFoundError:
         return False
     with held as folder:
-        if (finished := folder.read(_FINISHED)) is None:
+        if (finished := folder.read(FINISHED)) is None:
             return folder.has(MANIFEST)
         winner = json.loads(finished)["workspace"]
         if folder.has(f"{winner}/{MANIFEST}"):
             _publish(folder, winner)
         elif not folder.has(MANIFEST):  # somebody has removed it, to have the stage done again
-            folder.remove(_FINISHED)
+            folder.remove(FINISHED)
             return False
         leftover = workspaces(folder)
     for name in leftover:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prm_ray.adapters import adapter_base
 from prm_ray.models import WEIGHT_FILES, resolve_model
+from prm_ray.tables import BOOKKEEPING
 
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
@@ -25,7 +26,7 @@ def model_fingerprint(name: str) -> str:
         digest.update(name.encode())
         return digest.hexdigest()
     files = [path for pattern in (*WEIGHT_FILES, "*.json", "*.jinja") for path in folder.glob(pattern)]
-    for path in sorted({path for path in files if path.name not in ("manifest.json", "started.json")}):
+    for path in sorted({path for path in files if path.name not in BOOKKEEPING}):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         for block in _sample_blocks(path):
             digest.update(block)

@@ -27,9 +27,13 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def write_file(path: Path, write: Write) -> None:
-    """Write one file whole or not at all, in place of what is there."""
-    with open_folder(path.parent) as folder:
+def write_file(path: Path, write: Write, drafts: Path | None = None) -> None:
+    """Write one file whole or not at all, in place of what is there.
+
+    `drafts` is a folder on the same disk for what is not whole yet: who is killed meanwhile leaves it there. None =
+    beside the file.
+    """
+    with open_folder(path.parent, "" if drafts is None else str(drafts.absolute())) as folder:
         folder.replace(path.name, write)
 
 

@@ -66,9 +66,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{advice}") from None
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write one Parquet file whole or not at all."""
-    write_file(path, parquet_writer(table))
+def write_parquet(path: Path, table: pa.Table, drafts: Path | None = None) -> None:
+    """Write one Parquet file whole or not at all; `drafts` as in `write_file`."""
+    write_file(path, parquet_writer(table), drafts)
 
 
 def row_group_writer(tables: Iterable[pa.Table], schema: pa.Schema) -> Write:

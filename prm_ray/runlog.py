@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from prm_ray.storage import writing
+from prm_ray.storage import HeldFolder, bytes_writer, writing
 
 log = logging.getLogger("prm_ray")
 METRICS_FILE = "metrics.jsonl"
@@ -76,9 +76,9 @@ class MetricsLog:
         self._path = path
         if path.is_file():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= resume_step]
-            with writing(path):
-                path.write_text("".join(kept))
+            kept = "".join(line for line in whole if json.loads(line)["step"] <= resume_step).encode()
+            with HeldFolder(path.parent) as folder:  # whole or not at all: who is killed here loses no line
+                folder.replace(path.name, bytes_writer(kept))
 
     def write(self, step: int, **metrics: Any) -> None:
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -87,13 +87,14 @@ class MetricsLog:
 
 def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file as they are written, until `finished` is set and none is left."""
-    position = 0
+    position, seen = 0, -1
     while True:
         last_look = finished.wait(0.5)
         if path.is_file():
-            size = path.stat().st_size
-            position = 0 if size < position else position  # a restarted run has cut the file
             with path.open(encoding="utf-8") as file:
+                number = os.fstat(file.fileno()).st_ino
+                position = position if number == seen else 0  # a restarted run has another file there
+                seen = number
                 file.seek(position)
                 while (line := file.readline()).endswith("\n"):
                     position = file.tell()

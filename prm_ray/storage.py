@@ -153,8 +153,10 @@ def storage_failure(path: Path, error: OSError) -> StorageError | None:
 
 
 def json_writer(value: Any) -> Write:
-    content = (json.dumps(value, indent=2, default=str) + "\n").encode()
+    return bytes_writer((json.dumps(value, indent=2, default=str) + "\n").encode())
 
+
+def bytes_writer(content: bytes) -> Write:
     def write(file: BinaryIO) -> None:
         file.write(content)
 

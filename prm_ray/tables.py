@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prm_ray import attempts
-from prm_ray.attempts import MANIFEST, Attempt
+from prm_ray.attempts import FINISHED, MANIFEST, Attempt
 from prm_ray.errors import StorageError, UserError
 from prm_ray.folders import Folder, make_folder, open_folder, remove_folder, write_file
 from prm_ray.objectstore import is_remote, location
@@ -47,8 +47,9 @@ FOLDERS = {
 FENCED = ("warmup", "train", "search")
 """Stages whose work is one stream, to which attempts cannot add side by side: only the newest may write."""
 
-_COUNTS = "counts"
-_STARTED = "started.json"
+_COUNTS, _STARTED = "counts", "started.json"
+BOOKKEEPING = (MANIFEST, _STARTED, FINISHED)
+"""Files beside what a stage has made: when and by whom, which differs where the same was made twice."""
 
 
 class StageFolder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,30 +13,67 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import psutil
 
-from tests.processes import MARK, marked
+from tests.processes import MARK, NODE, marked
 
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 120
 _OBJECT_STORE_BYTES = 100_000_000
+_LOST_NODE = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+"""A killed node is given up after 3 s; with Ray's own values a test of kills would wait for that most of its time."""
 
 
-@dataclass(frozen=True)
+Begun = tuple[str, subprocess.Popen[str]]
+"""Name of a node, and the command that starts it."""
+
+
+@dataclass
 class SmallCluster:
-    """`environment` is what a client needs to be let in; every process of the cluster has `mark`."""
+    """`environment` is what a client needs to be let in; every process of the cluster has `mark`.
+
+    `nodes` are the workers' nodes: each has its name as `NODE` in the environment of all its processes.
+    """
 
     address: str
     environment: dict[str, str]
     mark: str
+    nodes: list[str]
+    start_node: Callable[[], Begun]
 
     def num_processes(self) -> int:
         return len(marked(self.mark))
+
+    def kill_node(self, name: str) -> None:
+        """As if its machine had lost power: SIGKILL of all its processes, none of which sees another one die."""
+        self.nodes.remove(name)
+        while processes := marked(name, NODE, with_agents=True):  # again, for what they started meanwhile
+            for signal_number in (signal.SIGSTOP, signal.SIGKILL):
+                for process in processes:
+                    with suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal_number)
+            psutil.wait_procs(processes, timeout=3)
+
+    def begin_node(self) -> Begun:
+        """Start one more node, without waiting for it."""
+        begun = self.start_node()
+        self.nodes.append(begun[0])
+        return begun
+
+    def join(self, begun: Begun) -> None:
+        """Wait for a node that was begun. Ray gives up one that takes more than 30 s; on a busy machine it gets another
+        chance."""
+        name, command = begun
+        command.communicate(timeout=_START_SECONDS)
+        if command.returncode != 0:
+            self.kill_node(name)
+            _wait_for(self.begin_node()[1])
 
 
 @contextmanager
@@ -52,11 +91,20 @@ def small_cluster(num_workers: int = 2, cpus_each: int = 4) -> Iterator[SmallClu
         environment = _node_environment(temp, mark) | auth
         gcs, dashboard, client = _free_ports(3)
         try:
-            _wait_for([_ray_start(_head_arguments(gcs, dashboard, client), f"{temp}/0", environment)])
+            _wait_for(_ray_start(_head_arguments(gcs, dashboard, client), f"{temp}/0", environment))
             worker = [f"--address=127.0.0.1:{gcs}", f"--num-cpus={cpus_each}"]
-            _wait_for([_ray_start(worker, f"{temp}/{number + 1}", environment) for number in range(num_workers)])
-            _wait_for_jobs_api(f"http://127.0.0.1:{dashboard}")
-            yield SmallCluster(f"http://127.0.0.1:{dashboard}", auth, mark)
+            numbers = count(1)
+
+            def start_node() -> Begun:
+                number = next(numbers)
+                name = f"{mark}-{number}"
+                return name, _ray_start(worker, f"{temp}/{number}", environment | {NODE: name})
+
+            cluster = SmallCluster(f"http://127.0.0.1:{dashboard}", auth, mark, [], start_node)
+            for begun in [cluster.begin_node() for _ in range(num_workers)]:
+                cluster.join(begun)
+            _wait_for_jobs_api(cluster.address)
+            yield cluster
         finally:
             _end(mark)
 
@@ -76,6 +124,7 @@ def _head_arguments(gcs: int, dashboard: int, client: int) -> list[str]:
         "--include-dashboard=true",
         f"--ray-client-server-port={client}",
         "--num-cpus=0",
+        f"--system-config={json.dumps(_LOST_NODE)}",
     ]
 
 
@@ -92,10 +141,9 @@ def _ray_start(arguments: list[str], temp: str, environment: dict[str, str]) -> 
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def _wait_for(commands: list[subprocess.Popen[str]]) -> None:
-    for command in commands:
-        said, _ = command.communicate(timeout=_START_SECONDS)
-        assert command.returncode == 0, said
+def _wait_for(command: subprocess.Popen[str]) -> None:
+    said, _ = command.communicate(timeout=_START_SECONDS)
+    assert command.returncode == 0, said
 
 
 def _free_ports(count: int) -> list[int]:

@@ -6,18 +6,20 @@ from collections.abc import Callable
 import psutil
 
 MARK = "PRM_RAY_TEST_MARK"
+NODE = "PRM_RAY_TEST_NODE"
+"""The same of one node of a test's cluster."""
 _RAYS_OWN = (["ray::DashboardAgent"], ["ray::RuntimeEnvAgent"])
 """They hold nothing, and take from ten seconds to some minutes to notice that their Ray was killed."""
 
 
-def marked(mark: str) -> list[psutil.Process]:
+def marked(mark: str, variable: str = MARK, with_agents: bool = False) -> list[psutil.Process]:
     """Living processes that were started with this value of the variable, their children too; but for Ray's agents."""
     found = []
     for process in psutil.process_iter():
         try:
             is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and process.environ().get(MARK) == mark and process.cmdline()[:1] not in _RAYS_OWN:
-                found.append(process)
+            if is_alive and process.environ().get(variable) == mark:
+                found += [process] if with_agents or process.cmdline()[:1] not in _RAYS_OWN else []
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

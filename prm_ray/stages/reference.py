@@ -122,7 +122,7 @@ class ReferenceWorker:
         for row in rows:
             row["ref_logprobs"] = known.get(row["fingerprint"])
         self._compute([row for row in rows if row["ref_logprobs"] is None])
-        write_cache(cache, rows)
+        write_cache(cache, rows, self._target.workspace)
         self._add_mismatched(rows)
 
     def _compute(self, rows: list[dict[str, Any]]) -> None:
@@ -162,10 +162,12 @@ def read_cache(path: Path) -> dict[str, list[float]]:
     return dict(zip(table["fingerprint"].to_pylist(), table["ref_logprobs"].to_pylist(), strict=True))
 
 
-def write_cache(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_cache(path: Path, rows: list[dict[str, Any]], workspace: Path) -> None:
+    """What is not whole yet lies in the workspace, which goes when the stage is finished: beside the cache what a
+    killed worker has left would stay for ever."""
     path.parent.mkdir(exist_ok=True)
     columns = {name: [row[name] for row in rows] for name in ("fingerprint", "ref_logprobs")}
-    write_parquet(path, pa.table(columns, schema=CACHE))
+    write_parquet(path, pa.table(columns, schema=CACHE), drafts=workspace)
 
 
 def _sampled_logprobs(row: dict[str, Any]) -> list[float]:

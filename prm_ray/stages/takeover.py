@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from prm_ray.errors import UserError
@@ -36,13 +37,22 @@ def taken_over(folder: StageFolder) -> Path | None:
         _take_newest(folder, others)
         folder.check()
         for place in others:
-            shutil.rmtree(place / STORAGE if place == folder.path else place, ignore_errors=True)
+            _remove(place / STORAGE if place == folder.path else place, folder.workspace)
     return taken if taken.is_dir() else None
 
 
 def forget_taken_over(workspace: Path) -> None:
     """Once there is a checkpoint of its own."""
     shutil.rmtree(workspace / _TAKEN, ignore_errors=True)
+
+
+def _remove(path: Path, workspace: Path) -> None:
+    """First out of sight of those who look for checkpoints: if this attempt is killed here, what is half removed would
+    be a damaged one to the next."""
+    gone = workspace / f".removed-{path.name}"
+    with suppress(FileNotFoundError):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _places(folder: StageFolder) -> list[Path]:
@@ -68,26 +78,40 @@ def _take_newest(folder: StageFolder, places: list[Path]) -> None:
 
 
 def _take(folder: StageFolder, place: Path, states: dict[Path, Path]) -> None:
-    target = folder.workspace / _TAKEN
-    shutil.rmtree(target, ignore_errors=True)
+    """The state last, and whole or not at all, so that an attempt that is killed here has taken over nothing."""
+    draft = folder.workspace / f"{_TAKEN}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
     try:
-        with writing(target):
-            shutil.copytree(states[place], target, copy_function=_link_or_copy)
+        with writing(draft):
+            shutil.copytree(states[place], draft, copy_function=_link_or_copy)
             if (place / METRICS_FILE).is_file():
                 shutil.copyfile(place / METRICS_FILE, folder.workspace / METRICS_FILE)
     except (FileNotFoundError, shutil.Error) as error:
         raise UserError(f"the checkpoint {str(states[place])!r} cannot be read: {error}") from None
-    _step_of(target)
+    _step_of(draft)
+    draft.rename(folder.workspace / _TAKEN)
 
 
 def _state_of(place: Path) -> Path | None:
     """Its last checkpoint that Ray has on record, or the one that it has itself taken over."""
     record = place / STORAGE / RUN_NAME / "checkpoint_manager_snapshot.json"
     if record.is_file():
-        latest = json.loads(record.read_text(encoding="utf-8"))["latest_checkpoint_result"]
+        try:
+            latest = json.loads(record.read_text(encoding="utf-8"))["latest_checkpoint_result"]
+        except json.JSONDecodeError:  # Ray was killed while it wrote that, in place
+            return _newest_whole(record.parent)
         if latest is not None:
             return record.parent / latest["checkpoint_dir_name"]
     return place / _TAKEN if (place / _TAKEN).is_dir() else None
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    """Of the checkpoints in Ray's folder: those that workers were about to store are not whole."""
+    steps: dict[Path, int] = {}
+    for path in folder.glob("checkpoint_*"):
+        with suppress(UserError):
+            steps[path] = _step_of(path)
+    return max(steps, key=steps.__getitem__, default=None)
 
 
 def _step_of(state: Path) -> int:

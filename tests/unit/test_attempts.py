@@ -10,6 +10,8 @@ import pytest
 
 from prm_ray import attempts
 from prm_ray.errors import TakenOverError, UserError
+from prm_ray.fingerprints import model_fingerprint
+from prm_ray.stages.reference import read_cache, write_cache
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.storage import HeldFolder, json_writer
 from prm_ray.tables import StageFolder
@@ -128,6 +130,19 @@ def test_what_the_attempt_that_finishes_first_made_is_put_in_place_and_stays(tmp
     assert {path.read_text() for path in newer.path.glob("**/[rp]*.*")} == {"older"}
 
 
+def test_a_model_that_two_attempts_made_alike_has_one_fingerprint(tmp_path: Path):
+    """Not that of the attempt: log-probs of a reference that was made again are found in the cache."""
+    found = set()
+    for name in ("one", "other"):
+        folder = attempt_at(tmp_path / name, "warmup")
+        (folder.workspace / "config.json").write_text("{}")
+        (folder.workspace / "model.safetensors").write_text("weights")
+        folder.finish({"finished_at": name})
+        found.add(model_fingerprint(str(folder.path)))
+    (folder.path / "model.safetensors").write_text("changed")
+    assert len(found) == 1 and model_fingerprint(str(folder.path)) not in found
+
+
 @pytest.mark.parametrize("moved", [[], ["model-1.safetensors"], ["model-1.safetensors", "model-2.safetensors"]])
 def test_an_attempt_killed_while_it_puts_things_in_place_has_finished(tmp_path: Path, moved: list[str]):
     folder = attempt_at(tmp_path, "train")
@@ -172,6 +187,17 @@ def test_an_answer_that_nfs_lost_is_no_other_writer(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "link", link_twice)
     with HeldFolder(tmp_path) as folder:
         assert folder.put_new("a", json_writer(1))
+
+
+def test_a_cache_that_is_being_written_when_its_worker_is_killed_leaves_nothing_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, cache = attempt_at(tmp_path, "reference"), tmp_path / "reference_cache" / "part-00000.parquet"
+    unfinished: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda _: unfinished.extend(tmp_path.rglob(".*.tmp")))
+    write_cache(cache, [{"fingerprint": "a", "ref_logprobs": [-1.0]}], folder.workspace)
+    assert [path.parent for path in unfinished] == [folder.workspace]
+    assert read_cache(cache) == {"a": [-1.0]}
 
 
 def search_rows(*problems: str) -> list[dict]:

@@ -2,8 +2,10 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +15,12 @@ from prm_ray.config import RunConfig
 from prm_ray.entry import failing_in_one_line
 from prm_ray.errors import StorageError, UserError
 from prm_ray.models import load_model
-from prm_ray.runlog import MetricsLog
+from prm_ray.runlog import MetricsLog, tail_metrics
 from prm_ray.stages import takeover
 from prm_ray.stages.pipeline import known_cause, run_stage
 from prm_ray.stages.result import count_parts
 from prm_ray.tables import StageFolder
-from prm_ray.trainerstate import write_shard
+from prm_ray.trainerstate import StoredState, write_shard
 from tests.tables_by_hand import mark_done
 from tests.unit.test_attempts import attempt_at
 from tests.unit.test_pipeline import BEFORE_RERANK, finish_by_hand, make_config, score_row
@@ -205,6 +207,56 @@ def test_a_cut_off_training_state_is_named_and_nothing_is_removed(tmp_path: Path
     assert (older.workspace / ".ray_train" / "fit" / "checkpoint_8").is_dir()
 
 
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles SIGKILL."""
+
+
+def test_a_takeover_that_was_killed_while_it_copied_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    killed_training(tmp_path, 8)
+
+    def die(*_: str) -> str:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(takeover, "_link_or_copy", die)
+        takeover.taken_over(attempt_at(tmp_path, "train"))
+    check_goes_on_at_8(tmp_path)
+
+
+def test_a_takeover_that_was_killed_while_it_removed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    killed_training(tmp_path, 8)
+
+    def remove_half(path: Path, **_: bool) -> None:
+        for state in path.rglob("state-*"):
+            state.unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(takeover.shutil, "rmtree", remove_half)
+        takeover.taken_over(attempt_at(tmp_path, "train"))
+    check_goes_on_at_8(tmp_path)
+
+
+def test_training_goes_on_if_ray_was_killed_while_it_recorded_a_checkpoint(tmp_path: Path):
+    """Ray writes the record in place."""
+    older = killed_training(tmp_path, 8)
+    fit = older.workspace / ".ray_train" / "fit"
+    cut(fit / "checkpoint_manager_snapshot.json")
+    shutil.copytree(fit / "checkpoint_8", fit / "checkpoint_12")
+    cut(fit / "checkpoint_12" / "state-00000-of-00001.safetensors")
+    check_goes_on_at_8(tmp_path)
+
+
+def check_goes_on_at_8(run_dir: Path) -> None:
+    newer = attempt_at(run_dir, "train")
+    state = takeover.taken_over(newer)
+    assert state is not None
+    with StoredState(state) as stored:
+        assert int(stored.scalar("num_steps")) == 8
+    assert (newer.workspace / "metrics.jsonl").read_text().count("\n") == 10
+    assert [path.name for path in newer.path.glob("attempt-*")] == [newer.workspace.name]
+
+
 def test_training_begun_by_an_earlier_version_goes_on(tmp_path: Path):
     older = killed_training(tmp_path, 4)
     for name in (".ray_train", "metrics.jsonl"):
@@ -215,8 +267,34 @@ def test_training_begun_by_an_earlier_version_goes_on(tmp_path: Path):
     assert (newer.workspace / "metrics.jsonl").is_file()
 
 
+def test_a_kill_while_metrics_are_dropped_that_come_again_loses_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def die(*_: int) -> None:
+        raise Killed
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    monkeypatch.setattr(os, "fsync", die)
+    with pytest.raises(Killed):
+        MetricsLog(path, 1)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_a_line_of_metrics_that_a_full_disk_cut_off_is_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "lo')
     MetricsLog(path, 2).write(2)
     assert [line[:10] for line in path.read_text().splitlines()] == ['{"step": 1', '{"step": 2']
+
+
+def test_who_follows_metrics_is_not_led_astray_by_a_restarted_run(tmp_path: Path):
+    path, finished = tmp_path / "metrics.jsonl", threading.Event()
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    lines = tail_metrics(path, finished)
+    assert [next(lines)["step"] for _ in range(2)] == [1, 2]
+    metrics = MetricsLog(path, 1)
+    for step in (2, 3):
+        metrics.write(step, loss=0.5)
+    finished.set()
+    assert [line["step"] for line in lines] == [1, 2, 3]
