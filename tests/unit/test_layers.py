@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "modelcache": {"errors", "objectstore"},
     "adapters": {"errors", "damage", "modelcache"},
     "models": FOUNDATION | {"core", "adapters", "damage", "modelcache"},
-    "fingerprints": {"adapters", "models"},
+    "fingerprints": {"adapters", "models", "tables"},
     "texts": FOUNDATION | {"core", "models"},
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models", "damage"},
