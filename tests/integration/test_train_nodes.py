@@ -110,11 +110,19 @@ def at(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     return values | {"run": values["run"] | {"dir": str(run_dir)}}
 
 
-def test_training_takes_as_many_workers_as_there_is_room_for(
-    client: Client, expected: list[float], tiny_model: str, tmp_path: Path
+def test_training_takes_the_workers_there_is_room_for_and_goes_on_with_those_that_are_left(
+    client: Client, cluster: SmallCluster, expected: list[float], tiny_model: str, tmp_path: Path
 ):
+    """The last test of this file: it costs the cluster a node."""
     run_to_train(client, tmp_path / "elastic", tiny_model)
-    settings = [f"train.num_workers={NUM_NODES + 3}", "train.min_workers=1", "train.parallel=fsdp"]
-    lines = train(client, tmp_path / "elastic", *settings)
-    assert {line["num_workers"] for line in lines} <= set(range(1, NUM_NODES + 1))
+    folder = StageFolder(tmp_path / "elastic", "train")
+    settings = [f"train.num_workers={NUM_NODES + 1}", "train.min_workers=1", "train.parallel=fsdp"]
+    waiting = client.start("submit", "train", "elastic.json", *settings)
+    wait_until(lambda: len(read_metrics(folder)) >= NUM_STEPS // 3 or waiting.poll() is not None, 200, "third of it")
+    cluster.kill_node(cluster.nodes[-1])
+    out, err = waiting.communicate(timeout=300)
+    assert waiting.returncode == 0, out + err
+    lines = read_metrics(folder)
     assert losses(lines) == pytest.approx(expected, abs=TOLERANCE)
+    workers = [line["num_workers"] for line in lines]
+    assert NUM_NODES >= workers[0] > workers[-1] >= 1, workers
