@@ -197,7 +197,9 @@ def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"line {number} of {str(path)!r} is not valid JSON: {error}") from None
+        raise UserError(
+            f"line {number} of {str(path)!r} is not valid JSON: {error.msg} at column {error.colno}"
+        ) from None
     if not isinstance(row, dict):
         raise UserError(f"line {number} of {str(path)!r} must be a JSON object, not {_short(line)}")
     return row

@@ -23,6 +23,7 @@ from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
 from prm_ray.scoring.served import ServedModel, served_models
+from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
@@ -76,6 +77,7 @@ def start(config: RunConfig) -> str:
 def _start_ray(config: RunConfig) -> None:
     os.environ.setdefault(*PROXY_SETTING)  # Ray's own processes inherit it; a cluster that runs already has its own
     start_ray(config)
+    claim_cluster(config)
 
 
 def _check(config: RunConfig) -> list[ServedModel]:
@@ -128,6 +130,7 @@ def _drain(section: ServeSection) -> None:
 def stop() -> None:
     """Shut Serve down, on this cluster as a whole. Ray itself goes on."""
     serve.shutdown()
+    give_up_claim()
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from prm_ray.errors import UserError
+from prm_ray.errors import EngineError, UserError
 from prm_ray.runlog import log
 from prm_ray.stages.sampling import Sample, Sampler
 from prm_ray.storage import writing
@@ -50,7 +50,7 @@ class Asker:
     async def ask(self, prompts: Sequence[Asked], notes: Path) -> list[Answer]:
         """An answer a prompt. `notes` is a file of the shard's own, which is gone when all are answered.
 
-        Raises what the sampler raises if it does so for every single prompt.
+        Raises `EngineError` if the sampler raises for every single prompt, and the `UserError` that it raises for any.
         """
         journal = _Journal(notes)
         answers = await self._together(prompts) if journal.begin() <= _TOGETHER else None
@@ -81,12 +81,14 @@ class Asker:
                 journal.asking(prompt.prompt_id)
                 try:
                     answers += await self._sample([prompt])
+                except UserError:
+                    raise
                 except Exception as error:  # whatever it is, it is of this prompt: the others are answered
                     raised.append(error)
                     answers.append(f"sampler_error: {_in_words(error)}")
                 journal.answered()
         if raised and len(raised) == len(prompts):
-            raise raised[-1]
+            raise EngineError(f"no prompt was answered: {_in_words(raised[-1])}") from raised[-1]
         return answers
 
     async def _sample(self, prompts: Sequence[Asked]) -> list[list[Sample]]:

@@ -14,6 +14,7 @@ from prm_ray.config import RunConfig
 from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
 from prm_ray.problems import Problem, check_problems, hash_problem
 from prm_ray.stages.asking import MAX_STARTS, Answer, Asked, Asker
+from prm_ray.stages.ownsampler import find_sampler
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.sampler import make_sampler
 from prm_ray.stages.sampling import Sample, SamplerOptions, sampler_options
@@ -33,7 +34,8 @@ def check(config: RunConfig) -> None:
     check_problems(config)
     model = resolve_model(config.model.name)
     load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
-    sampler_options(config, model)
+    if ":" in (backend := sampler_options(config, model).backend):
+        find_sampler(backend)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:

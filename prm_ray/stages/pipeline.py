@@ -17,7 +17,7 @@ from typing import Any
 
 from prm_ray.attempts import Attempt
 from prm_ray.config import RunConfig
-from prm_ray.errors import NonFiniteLossError, StorageError, TakenOverError, UserError
+from prm_ray.errors import EngineError, NonFiniteLossError, StorageError, TakenOverError, UserError
 from prm_ray.objectstore import check_reachable, is_remote, location
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
@@ -26,9 +26,9 @@ from prm_ray.storage import storage_failure
 from prm_ray.tables import FOLDERS, StageFolder, in_words
 
 _WITHOUT_RAY = ("rerank", "evaluate")
-Known = UserError | NonFiniteLossError | StorageError | TakenOverError
+Known = UserError | NonFiniteLossError | EngineError | StorageError | TakenOverError
 _KNOWN: dict[str, type[Known]] = {
-    kind.__name__: kind for kind in (UserError, NonFiniteLossError, StorageError, TakenOverError)
+    kind.__name__: kind for kind in (UserError, NonFiniteLossError, EngineError, StorageError, TakenOverError)
 }
 _OURS_IN_TRACEBACK = re.compile(rf"^\s*prm_ray\.errors\.({'|'.join(_KNOWN)}): (.+)$", re.MULTILINE)
 _attempts: dict[Path, Attempt] = {}
@@ -62,6 +62,8 @@ def check_storage(config: RunConfig, stages: Iterable[str]) -> None:
     if remote := [f"{key} {str(name)!r}" for key, name in models.items() if name is not None and is_remote(name)]:
         raise UserError(f"{remote[0]} must be a folder that all machines see, or a hub id; stages fetch no model")
     if not is_remote(config.run.dir):
+        if files := [place for place in (config.run.dir, *config.run.dir.parents) if place.is_file()]:
+            raise UserError(f"run.dir must be a folder, and {str(files[0])!r} is a file")
         return
     needed = {*stages, *(earlier for stage in stages for earlier in config.before(stage))}
     if refused := [stage for stage in _ON_A_DISK if stage in needed]:

@@ -16,7 +16,8 @@ from typing import Any
 from prm_ray.core.device import number_format
 from prm_ray.runlog import log
 from prm_ray.stages.engineguard import OWNER
-from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions, own_sampler
+from prm_ray.stages.ownsampler import OwnSampler
+from prm_ray.stages.sampling import Decoding, Sample, Sampler, SamplerOptions
 from prm_ray.stages.transformers_sampler import TransformersSampler
 
 _CPU_MAX_SEQUENCES = 256
@@ -28,7 +29,7 @@ _CPU_BLOCK = 32
 
 def make_sampler(options: SamplerOptions) -> Sampler:
     ours: dict[str, Callable[[SamplerOptions], Sampler]] = {"vllm": VllmSampler, "transformers": TransformersSampler}
-    return (ours.get(options.backend) or own_sampler(options.backend))(options)
+    return ours.get(options.backend, OwnSampler)(options)
 
 
 class VllmSampler:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,10 +108,9 @@ def _cores_of_an_engine(num_engines: int) -> int:
 
 
 def pick_backend(config: RunConfig) -> str:
-    """`vllm`, `transformers` or `module:Class`. Raises `UserError` for what cannot run here."""
+    """`vllm`, `transformers` or `module:Class`. Raises `UserError` if vLLM is asked for and cannot run here."""
     section = config.generate
     if ":" in section.backend:
-        own_sampler(section.backend)
         return section.backend
     installed = importlib.util.find_spec("vllm") is not None
     runs = installed and (section.gpus_per_engine > 0 or _vllm_is_for_cpu())
@@ -125,15 +123,6 @@ def pick_backend(config: RunConfig) -> str:
     if section.backend == "auto":
         return "vllm" if runs else "transformers"
     return section.backend
-
-
-def own_sampler(name: str) -> Callable[[SamplerOptions], Sampler]:
-    """What `generate.backend` names as `module:Class`. Raises `UserError` if it is not there."""
-    module, attribute = name.split(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"generate.backend {name!r} does not load: {error}") from None
 
 
 def _vllm_is_for_cpu() -> bool:

@@ -108,6 +108,7 @@ def _stop(jobs: Jobs, args: argparse.Namespace) -> None:
     if has_ended(job):
         print(f"job {args.job} has ended already: it {how_it_ended(job)}")
     else:
+        print(f"job {args.job} is {job.status}: asking it to stop", file=sys.stderr)
         print(f"job {args.job} {how_it_ended(jobs.stop(args.job))}; what is finished is kept")
 
 
@@ -189,7 +190,7 @@ def _count(text: str) -> int:
 
 def _variable(text: str) -> tuple[str, str]:
     name, has_value, value = text.partition("=")
-    if not has_value and name not in os.environ:
+    if not name.isidentifier() or (not has_value and name not in os.environ):
         raise UserError(f"--env {text!r} must be KEY=VALUE, or a variable that is set here")
     return name, value if has_value else os.environ[name]
 

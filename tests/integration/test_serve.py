@@ -1,6 +1,8 @@
 """The real server over HTTP, with a small untrained model: rewards, limits, refusals, load."""
 
 import json
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +17,7 @@ from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.scorer import Scorer
 from prm_ray.serve import server
+from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.tables import StageFolder
 from tests.processes import wait_until
 from tests.servedruns import call, make_run
@@ -190,3 +193,27 @@ def test_a_port_in_use_is_refused_before_anything_starts(run_config: RunConfig, 
     with pytest.raises(UserError, match=rf"serve.port {run_config.serve.port} cannot be used: Address already in use"):
         server.start(run_config)
     assert call(f"{url}/healthz").status == 200
+
+
+CLAIM = """
+from prm_ray.config import RunConfig
+from prm_ray.entry import failing_in_one_line
+from prm_ray.serve.claim import claim_cluster
+from prm_ray.stages.cluster import start_ray
+with failing_in_one_line():
+    start_ray(RunConfig())
+    claim_cluster(RunConfig())
+"""
+
+
+def test_a_second_server_on_one_cluster_is_refused_until_the_first_has_ended(
+    run_config: RunConfig, ray_local: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    claim_cluster(run_config)
+    second = subprocess.run([sys.executable, "-c", CLAIM], capture_output=True, text=True)
+    assert second.returncode == 2
+    what = f"{run_config.run.dir} at {run_config.serve.host}:{run_config.serve.port}"
+    assert f"this cluster serves {what} already: stop that first" in second.stderr.splitlines()[-1]
+    give_up_claim()
+    wait_until(lambda: subprocess.run([sys.executable, "-c", CLAIM], capture_output=True).returncode == 0, 60, "claim")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prm_ray.errors import UserError
+from prm_ray.errors import EngineError, UserError
 from prm_ray.stages.asking import MAX_STARTS, Answer, Asked, Asker
 from prm_ray.stages.sampling import Decoding, Sample
 
@@ -88,7 +88,7 @@ def test_a_prompt_at_which_the_sampler_raises_is_an_error_and_the_others_are_ans
 
 
 def test_a_sampler_that_answers_nothing_ends_the_stage(tmp_path: Path):
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(EngineError, match="no prompt was answered: ValueError: odd"):
         ask(Sampler(raises=0), tmp_path / "notes", 0)
     with pytest.raises(UserError, match="no GPU"):
         ask(Sampler(raises=0, error=UserError("no GPU")), tmp_path / "notes", 0, 1)

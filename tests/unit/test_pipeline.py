@@ -137,6 +137,13 @@ def test_a_stage_that_failed_goes_on_with_the_parts_it_has(config: RunConfig):
     assert folder.part_path(0).stat().st_mtime_ns == part
 
 
+@pytest.mark.parametrize("inside", ["run", "run/deeper"])
+def test_a_file_in_the_place_of_a_run_is_named(tmp_path: Path, inside: str):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match=rf"run.dir must be a folder, and '{tmp_path}/run' is a file"):
+        run_stage(make_config(tmp_path, f"run.dir={tmp_path / inside}"), "generate")
+
+
 def test_a_file_in_the_place_of_a_table_is_named(config: RunConfig):
     finish_by_hand(config)
     StageFolder(config.run.dir, "rerank").path.touch()
