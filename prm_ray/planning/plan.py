@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
 from prm_ray.planning.advice import advise
 from prm_ray.planning.engineplans import engine_plan
 from prm_ray.planning.fitplans import fit_plan
 from prm_ray.planning.hardware import Cluster
 from prm_ray.planning.knownmodels import model_shape
 from prm_ray.planning.scoreplans import score_plan
-from prm_ray.planning.stageplan import Question, StagePlan
+from prm_ray.planning.stageplan import Question, StagePlan, TooFewGPUsError
 from prm_ray.planning.workload import workload_of
 
 _PLANS: Mapping[str, Callable[[Question, str], StagePlan]] = {
@@ -57,9 +58,22 @@ def plan_run(
             shapes[use] = model_shape(str(name))[0]
     question = Question(config, cluster, shapes, workload_of(config, shape, prompt_tokens, response_tokens))
     stages = [stage for stage in config.stages() if stage in _PLANS or stage == "step_label"]
-    plans = tuple(plan_stage(question, stage) for stage in stages)
+    plans = _plan_stages(question, stages)
     advice = {plan.stage: advise(question, plan.stage, plan_stage) for plan in plans if plan.fits is False}
     return Plan(question, source, plans, advice)
+
+
+def _plan_stages(question: Question, stages: list[str]) -> tuple[StagePlan, ...]:
+    plans: list[StagePlan] = []
+    failures: list[TooFewGPUsError] = []
+    for stage in stages:
+        try:
+            plans.append(plan_stage(question, stage))
+        except TooFewGPUsError as failure:
+            failures.append(failure)
+    if failures:
+        raise UserError(f"{failures[0]}; all would have room with {' '.join(each.instead for each in failures)}")
+    return tuple(plans)
 
 
 def plan_stage(question: Question, stage: str) -> StagePlan:

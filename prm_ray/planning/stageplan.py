@@ -78,6 +78,14 @@ class StagePlan:
         return None if self.have is None or not self.terms else self.need <= self.have
 
 
+class TooFewGPUsError(UserError):
+    """`instead` is the setting with which the stage would have room, as an argument."""
+
+    def __init__(self, message: str, instead: str):
+        super().__init__(message)
+        self.instead = instead
+
+
 def check_room(stage: str, resources: Resources, cluster: Cluster) -> None:
     """Raises `UserError` for more GPUs than there are, or an engine or worker that fits on no machine."""
     workers_key, gpus_key = (f"{stage}.{key}" for key in resources.settings)
@@ -89,9 +97,10 @@ def check_room(stage: str, resources: Resources, cluster: Cluster) -> None:
     if resources.gpus > cluster.per_node:
         raise UserError(f"{gpus_key} {resources.gpus:g} must be on one node, and a node has {cluster.per_node} GPUs")
     if asked > cluster.num_gpus:
-        raise UserError(
+        raise TooFewGPUsError(
             f"{workers_key} {resources.workers} with {gpus_key} {resources.gpus:g} needs {asked:g} GPUs; "
-            f"there are {cluster.num_gpus}: {cluster}"
+            f"there are {cluster.num_gpus}: {cluster}",
+            f"{workers_key}={int(cluster.num_gpus // resources.gpus)}",
         )
 
 

@@ -113,6 +113,7 @@ def test_a_reference_or_score_that_fits_no_gpu_says_what_does():
         (["--gpus", "0xH100"], "at least 1 GPU"),
         (["--gpus", "8xH100", "--nodes", "0"], "--nodes 0: must be at least 1"),
         (["--gpus", "4xH100"], "generate.num_engines 8 with generate.gpus_per_engine 1 needs 8 GPUs; there are 4"),
+        (["--gpus", "4xH100"], "all would have room with generate.num_engines=4 reference.num_workers=4 train"),
         (["--gpus", "4xH100", "generate.gpus_per_engine=8"], "must be on one node, and a node has 4 GPUs"),
         (
             ["--gpus", "8xH100", "generate.num_engines=1", "generate.gpus_per_engine=3"],
