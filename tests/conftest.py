@@ -28,9 +28,13 @@ for _name, _value in ENVIRONMENT.items():
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.tiny import save_tiny_model  # noqa: E402
+
+hypothesis.settings.register_profile("prm_ray", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("prm_ray")
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def test_what_came_in_time_is_used_and_it_is_said(
     handler.script = staticmethod(second_hangs)
     start = time.monotonic()
     found = ask(scorer, url, seconds=2.0).json()
-    assert time.monotonic() - start < 7
+    assert time.monotonic() - start < 8  # the second one answers then
     assert (found["prm_metadata"]["num_candidates"], found["prm_metadata"]["num_requested"]) == (4, 8)
     assert found["prm_metadata"]["problems"] == ["the generator took longer than 2 s"]
 
