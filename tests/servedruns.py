@@ -53,7 +53,7 @@ def call(url: str, body: Any = None, key: str | None = None) -> Reply:
     headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
     request = urllib.request.Request(url, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=120) as reply:
+        with urllib.request.urlopen(request, timeout=240) as reply:
             return Reply(reply.status, json.load(reply))
     except urllib.error.HTTPError as error:
         return Reply(error.code, json.load(error), {name.lower(): value for name, value in error.headers.items()})

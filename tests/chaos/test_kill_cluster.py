@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_in_its_stages_makes_what_an_undisturbed_one_does(
     run.go_on(run.has_ended, "end of the run")
     check_same(run.folder, undisturbed)
     assert leftovers(run.folder) == []
-    wait_until(lambda: not run.left(), 60, "end of all processes of jobs")
+    wait_until(lambda: not run.left(), 120, "end of all processes of jobs")
 
 
 def test_the_kills_fell_into_the_stages():

@@ -19,14 +19,14 @@ def test_a_killed_experiment_goes_on_with_the_same_command(tmp_path: Path, tiny_
     command += ["--dir", str(folder)]
     runs = {run.name: run for run in load_experiment(tmp_path / "grid.toml", folder=str(folder)).chosen(["ce"])}
     first = subprocess.Popen(command, env=os.environ | {MARK: mark})
-    wait_until(lambda: is_done(runs["ce-0"]) or first.poll() is not None, 300, "finished run")
+    wait_until(lambda: is_done(runs["ce-0"]) or first.poll() is not None, 600, "finished run")
     first.send_signal(signal.SIGKILL)
     first.wait()
-    wait_for_end(mark, 180)
+    wait_for_end(mark, 360)
     assert is_done(runs["ce-0"]) and not is_done(runs["ce-1"])
     before = {path: at for path, at in everything(folder).items() if "ce-1" not in path.parts}
 
-    done = subprocess.run(command, env=os.environ | {MARK: mark}, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=os.environ | {MARK: mark}, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     assert is_done(runs["ce-1"]) and "ce-1: 2 of 3 runs done, about" in done.stderr
     after = everything(folder)

@@ -56,16 +56,16 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, demo_model: Path, mar
     config.write_text(CONFIG.format(folder=tmp_path / "run", model=demo_model))
     folder = StageFolder(tmp_path / "run", "generate")
     driver = start(config, mark)
-    wait_until(lambda: folder.finished_parts() or driver.poll() is not None, 400, "part")
+    wait_until(lambda: folder.finished_parts() or driver.poll() is not None, 800, "part")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_for_end(mark, 180)
+    wait_for_end(mark, 360)
     parts = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
     assert 1 <= len(parts) < NUM_SHARDS and not folder.is_done()
 
-    assert start(config, mark).wait(timeout=500) == 0
+    assert start(config, mark).wait(timeout=1000) == 0
     assert folder.is_done() and folder.finished_parts() == list(range(NUM_SHARDS))
     assert parts == {index: folder.part_path(index).stat().st_mtime_ns for index in parts}
     keys = [(row["prompt_id"], row["sample_index"]) for row in folder.rows(["prompt_id", "sample_index"])]
     assert len(keys) == len(set(keys)) == NUM_PROBLEMS * NUM_SAMPLES
-    wait_for_end(mark, 60)
+    wait_for_end(mark, 120)

@@ -38,7 +38,7 @@ def num_searched(folder: StageFolder) -> int:
 
 
 def wait_for_problem(folder: StageFolder, driver: subprocess.Popen[bytes], number: int) -> None:
-    wait_until(lambda: num_searched(folder) > number or driver.poll() is not None, 240, f"problem {number}")
+    wait_until(lambda: num_searched(folder) > number or driver.poll() is not None, 480, f"problem {number}")
 
 
 def actors(mark: str, kind: str) -> list[psutil.Process]:
@@ -52,7 +52,7 @@ def actors(mark: str, kind: str) -> list[psutil.Process]:
 
 
 def kill_actor(mark: str, kind: str, rng: random.Random) -> None:
-    wait_until(lambda: actors(mark, kind), 120, f"{kind} to kill")
+    wait_until(lambda: actors(mark, kind), 240, f"{kind} to kill")
     rng.choice(actors(mark, kind)).kill()
 
 
@@ -79,9 +79,9 @@ def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny
             continue
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        wait_for_end(mark, 180)
+        wait_for_end(mark, 360)
         driver = start(config, mark, log)
-    assert driver.wait(timeout=400) == 0, log.read_text()[-3000:]
+    assert driver.wait(timeout=800) == 0, log.read_text()[-3000:]
     assert sum(victims.values()) == NUM_KILLS and min(victims.values()) >= 1
     check_whole(folder)
 

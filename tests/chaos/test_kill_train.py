@@ -40,7 +40,7 @@ def start_driver(tmp_path: Path, config, stage: str) -> subprocess.Popen:
 
 def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
     """SIGKILL the driver once the condition holds, then what it leaves behind: its own Ray, by pid."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not condition():
         assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
         assert time.monotonic() < deadline, "the condition never came"

@@ -62,7 +62,7 @@ def test_a_newer_attempt_at_training_goes_on_where_the_older_is_which_ends(
     config = to_train(tmp_path / "run", tiny_model)
     folder = StageFolder(config.run.dir, "train")
     older = start(config, "train", mark, tmp_path / "older.log")
-    wait_until(lambda: len(read_metrics(folder)) >= 10 or older.poll() is not None, 240, "step of the older attempt")
+    wait_until(lambda: len(read_metrics(folder)) >= 10 or older.poll() is not None, 480, "step of the older attempt")
     hanging = train_workers(mark)
     assert hanging, "nothing to hang"
     for process in hanging:
@@ -70,18 +70,18 @@ def test_a_newer_attempt_at_training_goes_on_where_the_older_is_which_ends(
     num_before = len(read_metrics(folder))
     assert num_before < 60, "the older attempt was through before it hung"
     newer = start(config, "train", mark, tmp_path / "newer.log")
-    wait_until(lambda: len(read_metrics(folder)) > num_before or newer.poll() is not None, 240, "step of the newer one")
+    wait_until(lambda: len(read_metrics(folder)) > num_before or newer.poll() is not None, 480, "step of the newer one")
     for process in hanging:
         process.resume()
-    assert older.wait(timeout=240) == 1
+    assert older.wait(timeout=480) == 1
     last = (tmp_path / "older.log").read_text().splitlines()[-1]
     assert re.match(rf"prm-ray: error: attempt \d+ \(process {newer.pid} on .* has taken over .*/checkpoint'", last)
-    assert newer.wait(timeout=240) == 0, (tmp_path / "newer.log").read_text()[-3000:]
+    assert newer.wait(timeout=480) == 0, (tmp_path / "newer.log").read_text()[-3000:]
     steps = read_metrics(folder)
     assert folder.is_done() and not list(folder.path.glob("attempt-*"))
 
     whole = to_train(tmp_path / "whole", tiny_model)
-    assert start(whole, "train", mark, tmp_path / "whole.log").wait(timeout=240) == 0
+    assert start(whole, "train", mark, tmp_path / "whole.log").wait(timeout=480) == 0
     expected = read_metrics(StageFolder(whole.run.dir, "train"))
     assert [(line["step"], line["loss"]) for line in steps] == [(line["step"], line["loss"]) for line in expected]
     takeover = json.loads(max((folder.path / "attempts").iterdir()).read_text())["started_at"]
@@ -99,10 +99,10 @@ def test_two_processes_that_label_make_one_table(tmp_path: Path, tiny_model: str
         responses.write_part(part, [row | {"sample_index": number, "text": "x" * number} for number in range(4)])
     folder = StageFolder(config.run.dir, "label")
     older = start(config, "label", mark, tmp_path / "older.log")
-    wait_until(lambda: folder.finished_parts() or older.poll() is not None, 120, "part of the older attempt")
+    wait_until(lambda: folder.finished_parts() or older.poll() is not None, 240, "part of the older attempt")
     newer = start(config, "label", mark, tmp_path / "newer.log")
     logs = [tmp_path / "older.log", tmp_path / "newer.log"]
-    assert [each.wait(timeout=240) for each in (older, newer)] == [0, 0], [log.read_text()[-2000:] for log in logs]
+    assert [each.wait(timeout=480) for each in (older, newer)] == [0, 0], [log.read_text()[-2000:] for log in logs]
     assert len(list((folder.path / "attempts").iterdir())) == 2, "they did not overlap"
     keys = [(row["prompt_id"], row["sample_index"]) for row in folder.rows(["prompt_id", "sample_index"])]
     assert len(keys) == len(set(keys)) == folder.manifest()["rows_out"] == 4 * NUM_PARTS

@@ -47,7 +47,7 @@ def test_workers_write_to_a_bucket_what_they_write_to_a_disk(tmp_path: Path, tin
         there, here = new_bucket() / "runs" / "there", tmp_path / "here"
         paths = [config_at(tmp_path, run_dir, tiny_model) for run_dir in (there, here)]
         command = [sys.executable, "-c", STAGES, *map(str, paths)]
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         tables = [list(StageFolder(run_dir, "reference").rows()) for run_dir in (there, here)]
         assert tables[0] == tables[1] and len(tables[0]) == 90 and all(row["ref_logprobs"] for row in tables[0])

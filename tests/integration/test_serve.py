@@ -148,7 +148,7 @@ def test_readyz_counts_the_replicas_of_each_model(url: str, run_config: RunConfi
 def test_a_request_is_found_by_its_id_in_serves_log_and_counted_in_metrics(url: str, run_config: RunConfig):
     body = json.dumps({"problem": PROBLEM, "responses": RESPONSES}).encode()
     headers = {"Content-Type": "application/json", "X-Request-Id": "find-me-1"}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rewards", body, headers), timeout=120) as reply:
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rewards", body, headers), timeout=240) as reply:
         assert reply.headers.get_all("X-Request-Id") == ["find-me-1"]
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
 
@@ -156,7 +156,7 @@ def test_a_request_is_found_by_its_id_in_serves_log_and_counted_in_metrics(url: 
         files = (logs / "serve").glob("replica_prm_ray_Ingress_*.log")
         return [line for path in files for line in path.read_text().splitlines() if "find-me-1" in line]
 
-    wait_until(found, 10, "line in the log")  # it is written when the client has its reply
+    wait_until(found, 20, "line in the log")  # it is written when the client has its reply
     (line,) = found()
     facts = json.loads(line)
     model = run_config.run.dir.name
@@ -216,4 +216,4 @@ def test_a_second_server_on_one_cluster_is_refused_until_the_first_has_ended(
     what = f"{run_config.run.dir} at {run_config.serve.host}:{run_config.serve.port}"
     assert f"this cluster serves {what} already: stop that first" in second.stderr.splitlines()[-1]
     give_up_claim()
-    wait_until(lambda: subprocess.run([sys.executable, "-c", CLAIM], capture_output=True).returncode == 0, 60, "claim")
+    wait_until(lambda: subprocess.run([sys.executable, "-c", CLAIM], capture_output=True).returncode == 0, 120, "claim")

@@ -78,7 +78,7 @@ class Client:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*words)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=480)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
@@ -132,7 +132,7 @@ def test_the_exit_code_of_a_job_is_that_of_the_command(client: Client, tmp_path:
 def test_a_long_job_is_left_asked_about_followed_and_stopped(client: Client, tmp_path: Path):
     words = ["run.toml", f"run.dir={tmp_path / 'run'}", "problems.train=many.jsonl"]
     waiting = client.start("submit", "run", *words, "--submission-id", "long")
-    wait_until(lambda: (tmp_path / "run" / FOLDERS["generate"]).is_dir(), 120, "begun table")
+    wait_until(lambda: (tmp_path / "run" / FOLDERS["generate"]).is_dir(), 240, "begun table")
     waiting.send_signal(signal.SIGINT)
     _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 130
@@ -193,5 +193,5 @@ def test_ray_job_submit_starts_the_same_work_from_a_checkout(submitted: Submitte
     config = client.folder / "run.toml"
     ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"]
     command = [*ray, "python", "-m", "jobs.evaluate", str(config), f"run.dir={submitted[0]}"]
-    done = subprocess.run(command, env=client.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=client.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "evaluate  already done" in done.stdout, done.stdout + done.stderr
