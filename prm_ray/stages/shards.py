@@ -21,7 +21,7 @@ import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from prm_ray.errors import UserError
+from prm_ray.errors import EngineError, UserError
 from prm_ray.runlog import Progress, log
 from prm_ray.schemas import SCHEMAS
 from prm_ray.stages.cluster import check_room
@@ -144,7 +144,7 @@ class _ShardCalls:
             file.write(f"{os.uname().nodename} {os.getpid()}\n")
         if len(path.read_text().splitlines()) > self._max_starts:
             what = f"shard {shard} of {self._folder.stage}"
-            raise RuntimeError(f"{what} killed its worker {self._max_starts} times: see Ray's logs")
+            raise EngineError(f"{what} killed its worker {self._max_starts} times: see Ray's logs")
         return shard
 
     def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:
