@@ -13,7 +13,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from prm_ray.config import MEASUREMENTS, STAGES, RunConfig, apply_overrides, parse_config, read_settings
+from prm_ray.config import MEASUREMENTS, STAGES, RunConfig, parse_config, read_settings
+from prm_ray.overrides import apply_overrides
 from prm_ray.submitting.references import check_shared, inside, named_files
 
 VERBS = ("run", *STAGES, *MEASUREMENTS, "serve", "experiment")
