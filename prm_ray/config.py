@@ -228,9 +228,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
     Raises `UserError` with every wrong key named as `section.key`.
     """
-    data = read_settings(path)
+    data = read_run_settings(path)
     apply_overrides(data, overrides or [])
     return parse_config(data)
+
+
+def read_run_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:
+    """The same of a file that must be of one run: an experiment's would only be a list of unknown keys."""
+    data = read_settings(path, what)
+    if "variant" in data:
+        raise UserError(
+            f"{str(path)!r} is an experiment file, not the config of one run: prm-ray experiment {path} runs its "
+            f"variants (--list shows them), prm-ray plan {path} --variant NAME plans one"
+        )
+    return data
 
 
 def read_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:

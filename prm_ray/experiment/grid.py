@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from prm_ray.config import RunConfig, parse_config, read_settings, validation_message
+from prm_ray.config import RunConfig, parse_config, read_run_settings, read_settings, validation_message
 from prm_ray.errors import UserError
 from prm_ray.objectstore import is_remote
 from prm_ray.overrides import apply_overrides
@@ -137,13 +137,17 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
     """
     path = Path(path)
     data = read_settings(path, "experiment file")
+    if not data.keys() & {"base", "variant"}:
+        raise UserError(
+            f"{str(path)!r} is no experiment file: it has neither a base nor variants; prm-ray run takes it"
+        )
     try:
         file = ExperimentFile.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{str(path)!r}: {validation_message(error)}") from None
     common = copy.deepcopy(file.common)
     apply_overrides(common, overrides or [])
-    settings = _over(read_settings(path.parent / file.base, "base config"), _allowed("common", common))
+    settings = _over(read_run_settings(path.parent / file.base, "base config"), _allowed("common", common))
     where = _folder(next((given for given in (folder, file.dir) if given is not None), f"runs/{path.stem}"))
     headings = _headings(file)
     variants = [Variant(name=BASE, label="what all share", data_only=True), *file.variant]

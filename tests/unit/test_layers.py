@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
-    "planning": FOUNDATION | {"arithmetic", "core", "entry", "planning"},
+    "planning": FOUNDATION | {"arithmetic", "core", "entry", "experiment", "planning"},
     "entry": FOUNDATION,
     "makekey": {"entry", "serve"},
     "submitting": FOUNDATION | {"entry", "experiment", "stages", "submitting"},
