@@ -20,7 +20,14 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, CheckpointConsistencyMode, FailureConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointConsistencyMode,
+    FailureConfig,
+    LoggingConfig,
+    ScalingConfig,
+)
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -34,6 +41,7 @@ from prm_ray.models import load_model, load_tokenizer
 from prm_ray.runlog import METRICS_FILE, MetricsLog, Progress, tail_metrics
 from prm_ray.settings import FitSection
 from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, forget_taken_over, taken_over
 from prm_ray.storage import writing
 from prm_ray.tables import StageFolder
@@ -96,6 +104,8 @@ def fit(plan: FitPlan, num_steps: int) -> None:
             storage_path=str(storage.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=3),
+            callbacks=[SaysRestarts(plan.name)],
+            logging_config=LoggingConfig(log_level="WARNING"),  # of each checkpoint two lines otherwise
         ),
     )
     finished = threading.Event()
