@@ -162,7 +162,7 @@ def test_a_servers_log_has_no_lines_of_other_jobs(submitted: Submitted, client: 
     """Ray Serve asks Ray for the lines of all jobs."""
     words = ["run.toml", f"run.dir={submitted[0]}", f"serve.port={free_port()}"]
     client.run("submit", "serve", *words, "--no-wait", "--submission-id", "server")
-    wait_until(lambda: "serving at" in client.run("logs", "server").stdout, 240, "server")
+    wait_until(lambda: "serving at" in client.run("logs", "server").stdout, 400, "server")
     words = ["run.toml", f"run.dir={tmp_path / 'run'}", "generate.backend=sent_along:Chatty"]
     other = client.run("submit", "generate", *words)
     said = client.run("logs", "server").stdout
