@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,8 @@ class ChaosRun:
     cluster: SmallCluster
     submit: Callable[[], subprocess.Popen[Any]]
     command: subprocess.Popen[Any] | None = None
+    begun: list[Begun] = field(default_factory=list)
+    """Nodes that start meanwhile: who waited for them would find the next stages over."""
 
     def go_on(self, until: Callable[[], object], what: str) -> None:
         """Wait for it, and submit the run again whenever the command has ended without success."""
@@ -161,41 +163,47 @@ class ChaosRun:
         if kill.stage in WORKERS and kill.victim not in _WITH_THE_JOB:
             self.go_on(lambda: progress(folder) >= 0, f"begin of {kill.stage}")
             others = self._workers(kill.stage)  # of the stage before, about to end
-        victim = rng.choice(self._wait_for_victims(kill, others))
+        if not (victims := self._wait_for_victims(kill, others)):
+            return Outcome(kill, progress(folder), True, 0, 0.0)
+        victim = rng.choice(victims)
         self.go_on(lambda: progress(folder) >= least, f"{least} of {SIZES[kill.stage]} in {kill.stage}")
         time.sleep(rng.random() * _PAUSES.get(kill.stage, 0.1))
         jobs, start = self._num_jobs(), time.monotonic()
-        begun = self._end(victim)
+        self._end(victim)
         done, was_over = progress(folder), folder.is_done()
         if kill.victim in _WITH_THE_JOB:
             self.go_on(lambda: self._num_jobs() > jobs or self.has_ended(), "another job")
         self.go_on(folder.is_done, f"end of {kill.stage}, in which a {kill.victim} was killed")
-        seconds = time.monotonic() - start
-        if begun is not None:
-            self.cluster.join(begun)
-        return Outcome(kill, done, was_over, self._num_jobs() - jobs, seconds)
+        return Outcome(kill, done, was_over, self._num_jobs() - jobs, time.monotonic() - start)
+
+    def join_nodes(self) -> None:
+        while self.begun:
+            self.cluster.join(self.begun.pop())
 
     def left(self) -> list[str]:
         """Processes of jobs that are still there."""
         words = ("-m prm_ray", "ray::MapWorker", "ray::RayTrain", "ray::TrainController", "ray::JobSupervisor")
         return [word for word in words if self._processes(word)]
 
-    def _end(self, victim: psutil.Process | str) -> Begun | None:
+    def _end(self, victim: psutil.Process | str) -> None:
         """Kill it; of a node begin to start another one in its place."""
         if isinstance(victim, str):
             self.cluster.kill_node(victim)
-            return self.cluster.begin_node()
+            self.begun.append(self.cluster.begin_node())
+            return
         with suppress(psutil.NoSuchProcess):  # the stage was over that moment
             victim.kill()
-        return None
 
     def _wait_for_victims(self, kill: Kill, others: list[psutil.Process]) -> list[Any]:
+        """None if the run was over before there were any."""
+        if kill.victim == "node":
+            self.join_nodes()
         found: list[Any] = []
 
         def look() -> bool:
             found.extend(self._victims(kill, others))
             time.sleep(0 if found else 0.1)  # a look at all processes costs a core, which the run needs
-            return bool(found)
+            return bool(found) or self.has_ended()
 
         self.go_on(look, f"{kill.victim} in {kill.stage}")
         return found

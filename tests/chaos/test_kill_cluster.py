@@ -81,6 +81,7 @@ def test_a_run_that_is_killed_in_its_stages_makes_what_an_undisturbed_one_does(
         with capsys.disabled():
             print(f"\nseed {SEED}, round {number}: {OUTCOMES[-1]}", end="", flush=True)
     run.go_on(run.has_ended, "end of the run")
+    run.join_nodes()
     check_same(run.folder, undisturbed)
     assert leftovers(run.folder) == []
     wait_until(lambda: not run.left(), 120, "end of all processes of jobs")
