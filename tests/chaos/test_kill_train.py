@@ -1,19 +1,15 @@
 """SIGKILL of the driver in the middle of reference and of train; the same command goes on and loses nothing."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from prm_ray.tables import StageFolder
+from tests.processes import kill_when
 from tests.tables_by_hand import tiny_config, write_reference_table
 
 DRIVER = """
@@ -36,22 +32,6 @@ def start_driver(tmp_path: Path, config, stage: str) -> subprocess.Popen:
     arguments = tmp_path / "arguments.pickle"
     arguments.write_bytes(pickle.dumps((config, stage)))
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(arguments)])
-
-
-def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    """SIGKILL the driver once the condition holds, then what it leaves behind: its own Ray, by pid."""
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
-        assert time.monotonic() < deadline, "the condition never came"
-        time.sleep(0.02)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    for process in children:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(children, timeout=60)
 
 
 def read_metrics(folder: StageFolder) -> list[dict]:
