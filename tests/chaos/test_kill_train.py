@@ -68,7 +68,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_same_losses(
     assert losses(folder) == losses(StageFolder(whole.run.dir, "train"))
     resumed_at = next(line["time"] for line in read_metrics(folder) if line["step"] > before[-1][0])
     kept = [line for line in read_metrics(folder) if line["time"] < resumed_at - 5]
-    assert len(kept) >= 12, "the second start did not go on from a checkpoint"
+    assert len(kept) >= 8, "the second start did not go on from the last checkpoint but one, or a newer one"
 
 
 def test_reference_keeps_finished_parts_and_doubles_nothing(config, tmp_path: Path) -> None:
