@@ -109,9 +109,10 @@ def _dispatch(verb: str, config: RunConfig, fresh_from: str | None) -> None:
 
 def _serve(config: RunConfig, as_yaml: bool) -> None:
     from prm_ray.runlog import set_up_logging
-    from prm_ray.serve import server
 
     set_up_logging()
+    from prm_ray.serve import server
+
     if as_yaml:
         server.print_manifest(config)
     else:

@@ -8,7 +8,6 @@ Nothing heavy is imported here: a wrong config is answered in well under a secon
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from prm_ray.errors import UserError
+from prm_ray.overrides import apply_overrides
 from prm_ray.settings import (
     Aggregation,
     ArithmeticSection,
@@ -84,9 +84,6 @@ _RESOURCES = {
     "problems_per_part",
 }
 """Keys that say how a stage runs, not what it makes: they may change between a kill and the next start."""
-
-TABLES = ("generate.engine_options", "import.fields", "serve.models")
-"""Settings whose keys are names of the user's own."""
 
 
 class RunConfig(Section):
@@ -231,9 +228,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
     Raises `UserError` with every wrong key named as `section.key`.
     """
-    data = read_settings(path)
+    data = read_run_settings(path)
     apply_overrides(data, overrides or [])
     return parse_config(data)
+
+
+def read_run_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:
+    """The same of a file that must be of one run: an experiment's would only be a list of unknown keys."""
+    data = read_settings(path, what)
+    if "variant" in data:
+        raise UserError(
+            f"{str(path)!r} is an experiment file, not the config of one run: prm-ray experiment {path} runs its "
+            f"variants (--list shows them), prm-ray plan {path} --variant NAME plans one"
+        )
+    return data
 
 
 def read_settings(path: str | Path, what: str = "config file") -> dict[str, Any]:
@@ -259,38 +267,6 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
 
 def validation_message(error: ValidationError) -> str:
     return "; ".join(_one_line(item) for item in error.errors())
-
-
-def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
-    """Put the values of `section.key=value` words into `data`; `section.key=` takes the file's value out.
-    `section.key.name=value` is one entry of a setting that is a table."""
-    for override in overrides:
-        _apply_override(data, override)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    match = re.fullmatch(r"(\w+)\.(\w+)(?:\.([^=\s]+))?=(.*)", override, flags=re.DOTALL)
-    if not match:
-        raise UserError(f"override {override!r} must have the form section.key=value")
-    *path, text = (part for part in match.groups() if part is not None)
-    if len(path) == 3 and ".".join(path[:2]) not in TABLES:
-        setting = ".".join(path[:2])
-        raise UserError(
-            f"override {override!r}: {setting} is no table; section.key.name=value is for {', '.join(TABLES)}"
-        )
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    table = data
-    for depth, part in enumerate(path[:-1], start=1):
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise UserError(f"config key {'.'.join(path[:depth])!r} must be a {'section' if depth == 1 else 'table'}")
-    if text:
-        table[path[-1]] = value
-    else:
-        table.pop(path[-1], None)
 
 
 def _one_line(item: Any) -> str:

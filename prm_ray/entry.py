@@ -73,14 +73,29 @@ def failing_in_one_line() -> Iterator[None]:
     Exit codes: 2 = bad input, 1 = the work failed, 130 = interrupted. Anything unknown keeps its traceback (and exits
     with 1): there the place in the code is what helps.
     """
+    had_ray = _ray_runs()
     try:
         yield
     except UserError as error:
-        _fail(2, str(error))
+        code, message = 2, str(error)
     except (NonFiniteLossError, EngineError, StorageError, TakenOverError, ClusterError) as error:
-        _fail(1, str(error))
+        code, message = 1, str(error)
     except KeyboardInterrupt:
-        _fail(130, "interrupted; what is finished is kept, and the same command (without --fresh) goes on from there")
+        code = 130
+        message = "interrupted; what is finished is kept, and the same command (without --fresh) goes on from there"
+    else:
+        return
+    try:  # Ray prints what workers said until it is shut down, and the last line is to be ours
+        if _ray_runs() and not had_ray:
+            sys.modules["ray"].shutdown()
+    finally:
+        _fail(code, message)
+
+
+def _ray_runs() -> bool:
+    """Without importing it."""
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and is_initialized()
 
 
 def _fail(code: int, message: str) -> NoReturn:

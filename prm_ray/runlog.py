@@ -10,10 +10,20 @@ from typing import Any
 from tqdm import tqdm
 
 log = logging.getLogger("prm_ray")
+_NEVER_SHOWN = (
+    "There are infinite retries remaining",  # behind a worker that died, which another line says
+    "has constructor arguments in the object store",  # of Ray's own actor pools
+    "Reporting training result [0-9]+: ",  # each checkpoint, beside the progress bar
+)
+_RAYS_LINES = {"RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(_NEVER_SHOWN), "RAY_DEDUP_LOGS_AGG_WINDOW_S": "60"}
+"""Of what Ray prints into a job's log: nothing of the above, and once a minute what comes again, with other numbers in
+it, from several workers or from Ray itself."""
 
 
 def set_up_logging() -> None:
-    """One handler on stderr, a short time stamp; called by entry points only."""
+    """One handler on stderr, a short time stamp; called by entry points only, before Ray is imported."""
+    for name, value in _RAYS_LINES.items():
+        os.environ.setdefault(name, value)
     if log.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)

@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 def _run_folder(value: Any) -> Path:
-    if not isinstance(value, str | Path) and not is_remote(value):
+    if not (isinstance(value, str | Path) or is_remote(value)) or not str(value).strip():
         raise ValueError("must be a path, or an address such as s3://bucket/folder")
     return location(value)
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from prm_ray.config import RunConfig, apply_overrides, parse_config, read_settings, validation_message
+from prm_ray.config import RunConfig, parse_config, read_run_settings, read_settings, validation_message
 from prm_ray.errors import UserError
 from prm_ray.objectstore import is_remote
+from prm_ray.overrides import apply_overrides
 from prm_ray.settings import Section
 from prm_ray.tables import StageFolder
 
@@ -136,16 +137,18 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
     """
     path = Path(path)
     data = read_settings(path, "experiment file")
+    if not data.keys() & {"base", "variant"}:
+        raise UserError(
+            f"{str(path)!r} is no experiment file: it has neither a base nor variants; prm-ray run takes it"
+        )
     try:
         file = ExperimentFile.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{str(path)!r}: {validation_message(error)}") from None
     common = copy.deepcopy(file.common)
     apply_overrides(common, overrides or [])
-    settings = _over(read_settings(path.parent / file.base, "base config"), _allowed("common", common))
-    if is_remote(place := folder or file.dir or ""):
-        raise UserError(f"the experiment's folder {place!r} must be on storage that has symbolic links, not an address")
-    where = Path(folder or file.dir or f"runs/{path.stem}").expanduser().absolute()
+    settings = _over(read_run_settings(path.parent / file.base, "base config"), _allowed("common", common))
+    where = _folder(next((given for given in (folder, file.dir) if given is not None), f"runs/{path.stem}"))
     headings = _headings(file)
     variants = [Variant(name=BASE, label="what all share", data_only=True), *file.variant]
     ordered = _in_order(variants)
@@ -157,6 +160,14 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None, folder
                 named = {need: need if need in data_only else f"{need}-{seed}" for need in needs}
                 runs.append(_grid_run(variant, named, seed, settings, where))
     return Experiment(path.stem, file.title or path.stem, where, headings, runs)
+
+
+def _folder(place: str) -> Path:
+    if not place.strip():
+        raise UserError(f"the experiment's folder (--dir, or dir in its file) must not be empty (got {place!r})")
+    if is_remote(place):
+        raise UserError(f"the experiment's folder {place!r} must be on storage that has symbolic links, not an address")
+    return Path(place).expanduser().absolute()
 
 
 def _headings(file: ExperimentFile) -> dict[str, str]:

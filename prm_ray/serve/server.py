@@ -15,6 +15,7 @@ import urllib.request
 from types import FrameType
 
 from ray import serve
+from ray._private.worker import Worker
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
@@ -95,6 +96,7 @@ def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = config.serve.host, config.serve.port
+    _print_own_workers_only()
     serve.start(
         proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
         http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS},
@@ -116,6 +118,16 @@ def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
     base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     _wait_until_it_answers(base_url)
     return base_url
+
+
+def _print_own_workers_only() -> None:
+    """Serve, whenever it connects, has Ray print here what the workers of all jobs of the cluster print.
+
+    That is for a Serve that another job has started: its replicas count as that job's. Of one that starts here all are
+    this job's own.
+    """
+    if not serve.status().proxies:
+        Worker._filter_logs_by_job = property(lambda _: True, lambda _, value: None)
 
 
 def _drain(section: ServeSection) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -38,6 +38,7 @@ from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
 from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
 from prm_ray.stages.cluster import set_threads
+from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
 from prm_ray.storage import bytes_writer
 from prm_ray.tables import StageFolder
@@ -103,6 +104,8 @@ def fit(plan: FitPlan, num_steps: int) -> None:
             **storage_settings(workspace / STORAGE),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=3),
+            callbacks=[SaysRestarts(plan.name)],
+            logging_config=LoggingConfig(log_level="WARNING"),  # of each checkpoint two lines otherwise
         ),
     )
     finished = threading.Event()

@@ -91,10 +91,21 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
     """One block a shard; Ray Data's own progress bars and plans are off, the driver shows ours."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its file has all of it
+            handler.addFilter(_is_not_said_twice)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
     return ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards))
+
+
+def _is_not_said_twice(record: logging.LogRecord) -> bool:
+    """Not what announces an exception of a worker: the exception itself gets here too, and we say what it was."""
+    message = record.getMessage()
+    return not message.startswith(
+        ("An exception was raised from a task of operator", "Exception occurred in user code")
+    )
 
 
 def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardStats]:

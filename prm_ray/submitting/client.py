@@ -27,7 +27,7 @@ def connect(address: str | None) -> Any:
 
     Raises `UserError` within seconds if nobody listens there, or if the cluster asks for a token that is not given.
     """
-    address = address or next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), DEFAULT_ADDRESS)
+    source, address = _given(address)
     url = find(address)
     try:
         from ray.job_submission import JobSubmissionClient
@@ -36,15 +36,29 @@ def connect(address: str | None) -> Any:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ[ADDRESS_VARIABLES[0]] = url  # Ray's client lets this variable win over the address it is given
-    with asking(url):
-        return JobSubmissionClient(url)
+    if url.startswith(("http://", "https://")):
+        with asking(url):
+            return JobSubmissionClient(url)
+    try:
+        with asking(whom := f"the cluster that Ray finds at {source} {address!r}"):
+            return JobSubmissionClient(url)
+    except ClusterError as error:  # what Ray advises then is not about jobs
+        reason = str(error).removeprefix(f"{whom} ").partition(" Please ")[0].rstrip(".")
+        raise UserError(f"{source} {address!r} leads to no dashboard ({reason}): {_HOW}") from None
+
+
+def _given(address: str | None) -> tuple[str, str]:
+    """Where the address is from, and the address."""
+    named = ((name, os.environ.get(name)) for name in ADDRESS_VARIABLES)
+    given = next(((name, value) for name, value in (("--address", address), *named) if value), None)
+    return given or ("the default", DEFAULT_ADDRESS)
 
 
 @contextmanager
 def asking(whom: str) -> Iterator[None]:
     """Turn what Ray's client raises into one line: a `UserError` for a token, else a `ClusterError`."""
     from aiohttp import ClientError
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RayError
 
     try:
         yield
@@ -54,7 +68,7 @@ def asking(whom: str) -> Iterator[None]:
         wrong = "does not accept the token" if "invalid" in str(error).lower() else "asks for a token"
         how = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
         raise UserError(f"{whom} {wrong}: {how} to the cluster's own") from None
-    except (OSError, ClientError) as error:  # what `requests` raises is an OSError too
+    except (OSError, ClientError, RayError) as error:  # what `requests` raises is an OSError too
         raise ClusterError(f"{whom} does not answer: {error}") from None
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"{whom} refused: {_last_line(str(error))}") from None
@@ -86,7 +100,10 @@ def find(address: str) -> str:
     raise UserError(f"what answers at {url} is no Ray dashboard: {_HOW}")
 
 
-_HOW = f"--address (or {ADDRESS_VARIABLES[0]}) must be a head node's dashboard, such as http://HEAD:8265"
+_HOW = (
+    f"--address (or {ADDRESS_VARIABLES[0]}) must be a head node's dashboard, such as http://HEAD:8265, "
+    "which `ray start --head` prints"
+)
 
 
 def _why(error: OSError | ValueError) -> str:

@@ -21,6 +21,8 @@ _LOOK_AGAIN_SECONDS = 1.0
 _LOST_SECONDS = 60.0
 """How long a cluster may not answer before it counts as lost: a head that restarts comes back sooner."""
 _STOPS_WITHIN_SECONDS = 600.0
+_STARTS_WITHIN_SECONDS = 15.0
+"""How long a job that is asked to stop may take to start: Ray ends none before, and without room it may never start."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,25 @@ class Jobs:
 
     def stop(self, name: str, within_seconds: float = _STOPS_WITHIN_SECONDS) -> Any:
         """Ask a job to stop and wait until it has; return the job. Raises `ClusterError` if it does not."""
-        give_up = time.monotonic() + within_seconds
+        asked_at = time.monotonic()
         with asking(self.address):
             self._client.stop_job(name)
         while not has_ended(job := self.info(name)):
-            if time.monotonic() > give_up:
+            waited = time.monotonic() - asked_at
+            if job.status == "PENDING" and waited > _STARTS_WITHIN_SECONDS:
+                raise ClusterError(_not_started(job))
+            if waited > within_seconds:
                 raise ClusterError(f"job {name} is {job.status} still, {within_seconds:g} s after it was asked to stop")
             time.sleep(_LOOK_AGAIN_SECONDS)
         return job
+
+
+def _not_started(job: Any) -> str:
+    return (
+        f"job {job.submission_id} is PENDING still: no node has had room for its own process (--entrypoint-num-gpus "
+        "and the like), or its folder is being unpacked. Ray ends no job before that; it has the request, and ends "
+        "this one as it starts, or by itself after 15 minutes"
+    )
 
 
 class _Stream:

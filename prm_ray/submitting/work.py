@@ -13,7 +13,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from prm_ray.config import MEASUREMENTS, STAGES, RunConfig, apply_overrides, parse_config, read_settings
+from prm_ray.config import MEASUREMENTS, STAGES, RunConfig, parse_config, read_run_settings, read_settings
+from prm_ray.overrides import apply_overrides
 from prm_ray.submitting.references import check_shared, inside, named_files
 
 VERBS = ("run", *STAGES, *MEASUREMENTS, "serve", "experiment")
@@ -77,7 +78,7 @@ def read_work(verb: str, words: list[str], asked: argparse.Namespace, root: Path
     if verb == "experiment":
         return _experiment(kept, asked, root)
     fresh = getattr(asked, "fresh", None)  # a server has nothing to redo
-    settings = read_settings(asked.config)
+    settings = read_run_settings(asked.config)
     apply_overrides(settings, asked.overrides)
     config = parse_config(settings)
     folder = check_shared("run.dir", str(settings.get("run", {}).get("dir", "runs/default")))

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from prm_ray.config import load_config
+from prm_ray.serve.server import free_port
 from prm_ray.tables import FOLDERS, StageFolder
 from tests.clusters import SmallCluster, small_cluster
 from tests.processes import wait_until
@@ -47,6 +48,9 @@ validation_fraction = 0.0
 sizes = [1, 2]
 """
 SENT_ALONG = """
+import os, pathlib
+from prm_ray.stages.sampling import Sample
+
 def judge(text: str, gold: str) -> bool:
     return len(text) % 2 == 0
 
@@ -56,6 +60,19 @@ class Broken:
 
     async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
         raise RuntimeError("the engine is broken")
+
+class Chatty(Broken):
+    async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
+        print("what a worker of generate says")
+        return [[Sample(tokens=[65], logprobs=[-1.0], finish_reason="stop")] * 2 for _ in prompts]
+
+class DiesOnce(Chatty):
+    async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
+        died = pathlib.Path(os.environ["DIED"])
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), 9)
+        return await super().sample(prompts, seeds)
 """
 
 Submitted = tuple[Path, subprocess.CompletedProcess[str]]
@@ -111,6 +128,7 @@ def test_a_whole_run_is_a_job_whose_log_is_shown_and_whose_tables_are_there(subm
     run_dir, command = submitted
     assert command.returncode == 0, command.stdout + command.stderr
     assert "evaluate  done in" in command.stdout and "job whole succeeded after" in command.stderr
+    assert "training worker group" not in command.stdout, "Ray Train's lines of how it goes"
     stages = load_config(client.folder / "run.toml").stages()
     assert all(StageFolder(run_dir, stage).is_done() for stage in stages)
     labels = list(StageFolder(run_dir, "label").rows(["text", "correct"]))
@@ -126,7 +144,32 @@ def test_the_exit_code_of_a_job_is_that_of_the_command(client: Client, tmp_path:
     words = ["run.toml", f"run.dir={tmp_path / 'broken'}", "generate.backend=sent_along:Broken"]
     broken = client.run("submit", "generate", *words)
     assert broken.returncode == 1, broken.stderr
-    assert "the engine is broken" in broken.stdout
+    lines = broken.stdout.splitlines()
+    assert lines[-1] == "prm-ray: error: no prompt was answered: RuntimeError: the engine is broken"
+    assert "asking for one prompt after the other" in broken.stdout, "a worker's own line"
+    assert not [line for line in lines if "ERROR" in line], "Ray says it too"
+
+
+def test_a_worker_that_dies_is_said_once_and_the_stage_goes_on(client: Client, tmp_path: Path):
+    words = ["run.toml", f"run.dir={tmp_path / 'run'}", "generate.backend=sent_along:DiesOnce"]
+    done = client.run("submit", "generate", *words, "--env", f"DIED={tmp_path / 'died'}")
+    assert done.returncode == 0 and (tmp_path / "died").exists(), done.stdout + done.stderr
+    assert done.stdout.count("A worker died or was killed") == 1
+    assert "retries remaining" not in done.stdout
+
+
+def test_a_servers_log_has_no_lines_of_other_jobs(submitted: Submitted, client: Client, tmp_path: Path):
+    """Ray Serve asks Ray for the lines of all jobs."""
+    words = ["run.toml", f"run.dir={submitted[0]}", f"serve.port={free_port()}"]
+    client.run("submit", "serve", *words, "--no-wait", "--submission-id", "server")
+    wait_until(lambda: "serving at" in client.run("logs", "server").stdout, 240, "server")
+    words = ["run.toml", f"run.dir={tmp_path / 'run'}", "generate.backend=sent_along:Chatty"]
+    other = client.run("submit", "generate", *words)
+    said = client.run("logs", "server").stdout
+    assert client.run("stop", "server").returncode == 0
+    assert other.stdout.count("what a worker of generate says") > 0
+    assert "what a worker of generate says" not in said and "JobSupervisor" not in said
+    assert "ServeReplica" in said, "its own workers' lines are there"
 
 
 def test_a_long_job_is_left_asked_about_followed_and_stopped(client: Client, tmp_path: Path):

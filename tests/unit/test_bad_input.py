@@ -9,9 +9,10 @@ from typing import Any, get_origin
 import pytest
 from safetensors.torch import load_file, save_file
 
-from prm_ray.config import TABLES, RunConfig, load_config, parse_config
+from prm_ray.config import RunConfig, load_config, parse_config
 from prm_ray.errors import UserError
 from prm_ray.models import load_model, write_prm_json
+from prm_ray.overrides import TABLES
 from prm_ray.rewardmodels import load_with_value_head
 from prm_ray.stages import pipeline
 from prm_ray.stages.trainingsets import check_labels, selected_responses, store_rows, training_data
@@ -172,9 +173,12 @@ def test_a_table_is_set_name_by_name_on_the_command_line(tmp_path: Path):
         ("serve.models.=runs/c", "must have the form section.key=value"),
         ("serve.models.second", "must have the form section.key=value"),
         ("import.fields.text=1", "import.fields.text: Input should be a valid string (got 1)"),
+        ("run.dir=", "override 'run.dir=' is empty: run.dir must be a folder, or left out for the file's own"),
+        ("run.dir= ", "override 'run.dir= ' is empty: run.dir must be a folder"),
+        ("run.dir=''", "run.dir: must be a path, or an address such as s3://bucket/folder (got '')"),
     ],
 )
-def test_a_wrong_name_below_a_setting_is_said(tmp_path: Path, override: str, message: str):
+def test_a_wrong_word_is_answered_with_what_it_must_be(tmp_path: Path, override: str, message: str):
     (tmp_path / "run.toml").write_text("")
     with pytest.raises(UserError, match=re.escape(message)):
         load_config(tmp_path / "run.toml", [override])

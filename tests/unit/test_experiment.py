@@ -44,6 +44,17 @@ def test_words_of_the_command_line_go_over_the_common_settings_and_under_a_varia
     assert {run.config.train.epochs for run in grid.runs} == {2}
 
 
+def test_an_empty_folder_is_not_taken_for_none(tmp_path: Path):
+    experiment(tmp_path, variant("ce"))
+    file = tmp_path / "grid.toml"
+    with pytest.raises(UserError, match=r"the experiment's folder \(--dir, or dir in its file\) must not be empty"):
+        load_experiment(file, folder="")
+    file.write_text('base = "base.toml"\ndir = ""\n' + variant("ce"))
+    with pytest.raises(UserError, match="must not be empty"):
+        load_experiment(file)
+    assert load_experiment(file, folder=str(tmp_path)).folder == tmp_path
+
+
 def test_a_variant_can_go_without_a_value_of_the_base(tmp_path: Path):
     grid = experiment(tmp_path, variant("ce", 'unset = ["train.beta"]'))
     assert "beta" not in grid.runs[1].settings["train"] and grid.runs[0].settings["train"]["beta"] == 0.3

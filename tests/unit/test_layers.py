@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FOUNDATION = {"errors", "settings", "config", "schemas", "storage", "objectstore", "folders"}
+FOUNDATION = {"errors", "settings", "overrides", "config", "schemas", "storage", "objectstore", "folders"}
 FOUNDATION |= {"attempts", "parquetfiles", "tables", "runlog", "metricslog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
@@ -22,7 +22,8 @@ BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"objectstore"},
-    "config": {"errors", "settings"},
+    "overrides": {"errors"},
+    "config": {"errors", "overrides", "settings"},
     "schemas": {"settings"},
     "storage": {"errors"},
     "objectstore": {"errors", "storage"},
@@ -67,7 +68,7 @@ MAY_IMPORT = {
     "experiment": FOUNDATION | {"stages", "compare"},
     "demo": BELOW_STAGES | {"client", "stages", "serve"},
     "integrations": {"client"},
-    "planning": FOUNDATION | {"arithmetic", "core", "entry", "planning"},
+    "planning": FOUNDATION | {"arithmetic", "core", "entry", "experiment", "planning"},
     "entry": FOUNDATION,
     "makekey": {"entry", "serve"},
     "submitting": FOUNDATION | {"entry", "experiment", "stages", "submitting"},

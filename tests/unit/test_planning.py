@@ -7,6 +7,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,40 @@ def test_bad_input_is_one_line(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(PAPER), *arguments])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and message in line
+
+
+EXPERIMENT = CONFIGS / "experiments" / "objectives.toml"
+
+
+def test_of_an_experiment_a_variant_is_planned_with_its_own_settings(capsys: pytest.CaptureFixture[str]):
+    def planned(*words: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit):
+            main(["plan", *words, "--cpu", "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    common = ["problems.num_train=400", "problems.num_test=240", "reference.logprobs=compute", "reference.mismatched=1"]
+    alone = planned(str(CONFIGS / "demo.toml"), *common, "train.with_reference=false")
+    assert planned(str(EXPERIMENT), "--variant", "ce_free") == alone
+    assert planned(str(EXPERIMENT), "--variant", "ce_free", "problems.num_train=99")["work"]["num_train"] == 99
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([str(EXPERIMENT)], "objectives.toml' is an experiment file, not the config of one run: prm-ray experiment "),
+        ([str(EXPERIMENT)], f"prm-ray plan {EXPERIMENT} --variant NAME plans one"),
+        ([str(EXPERIMENT), "--variant", "none"], "--variant 'none' must be a variant of"),
+        ([str(EXPERIMENT), "--variant", "base"], "that is trained: ce, ce_dataset, "),
+        ([str(PAPER), "--variant", "ce"], "is no experiment file: it has neither a base nor variants"),
+    ],
+)
+def test_an_experiment_file_and_a_config_are_told_apart(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *words, "--cpu"])
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and message in line
 

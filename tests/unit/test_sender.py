@@ -54,6 +54,12 @@ class Cluster:
     def get_job_info(self, name: str) -> Job:
         return next(job for job in self.jobs if job.submission_id == name)
 
+    def stop_job(self, name: str) -> bool:
+        """Ends what runs; a job that waits for room is ended when it gets some, which here it never does."""
+        if (job := self.get_job_info(name)).status == JobStatus.RUNNING:
+            job.status = JobStatus.STOPPED
+        return True
+
     async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
         for piece in next(self.connections):
             if isinstance(piece, Exception):
@@ -183,6 +189,16 @@ def test_a_job_that_somebody_stopped_is_not_tried_again(tmp_path: Path):
     cluster.jobs[0].status = JobStatus.STOPPED
     assert sender(cluster, retries=2).run(work(tmp_path), name) == 1
     assert len(cluster.jobs) == 1
+
+
+def test_a_job_that_waits_for_room_is_asked_to_stop_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submitting_jobs, "_STARTS_WITHIN_SECONDS", 0.05)
+    cluster = Cluster()
+    running, waiting = (sender(cluster, force=True).submit(work(tmp_path)) for _ in range(2))
+    cluster.jobs[1].status = JobStatus.PENDING
+    assert Jobs(cluster).stop(running).status == JobStatus.STOPPED
+    with pytest.raises(ClusterError, match=f"job {waiting} is PENDING still: no node has had room"):
+        Jobs(cluster).stop(waiting)
 
 
 def test_a_log_whose_connection_breaks_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from ray._private import services
+from ray.exceptions import RpcError
 from ray.job_submission import JobStatus
 
 from prm_ray.cli import main
@@ -110,6 +113,25 @@ def test_an_address_that_speaks_no_http_may_be_the_clusters_own(capsys: pytest.C
         assert find(address) == address
         assert "is no Ray dashboard" in fails(capsys, "status", "--address", f"http://{address}")
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (Mock(return_value=set()), "Could not find any running Ray instance"),
+        (Mock(side_effect=RpcError("Timed out while waiting for GCS", rpc_code=4)), "Timed out while waiting for GCS"),
+    ],
+)
+def test_auto_where_no_ray_answers_is_one_line_with_what_an_address_looks_like(
+    found: Mock, reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda temp_dir: None)
+    monkeypatch.setattr(services, "find_gcs_addresses", found)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert fails(capsys, "status") == (
+        f"RAY_ADDRESS 'auto' leads to no dashboard (does not answer: {reason}): --address (or RAY_API_SERVER_ADDRESS) "
+        "must be a head node's dashboard, such as http://HEAD:8265, which `ray start --head` prints"
+    )
 
 
 @pytest.mark.parametrize(
