@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +101,8 @@ class ChaosRun:
 
     def left(self) -> list[str]:
         """Processes of jobs that are still there, and nodes whose head was killed."""
-        jobs = [word for word in _OF_JOBS if self._processes(word, self.cluster.lost)]
+        lines = [_command_line(process) for process in marked(self.cluster.mark)]
+        jobs = [word for word in _OF_JOBS if any(word in line for line in lines)]
         return jobs + [name for name in self.cluster.lost if any(map(_is_node, marked(name, NODE)))]
 
     def _submit(self) -> subprocess.Popen[bytes]:
@@ -162,17 +163,13 @@ class ChaosRun:
         wanted = [names[kill.victim]] if kill.victim in names else names.values()
         return [process for name in dict.fromkeys(wanted) for process in self._processes(name)]
 
-    def _processes(self, word: str, and_on: Collection[str] = ()) -> list[psutil.Process]:
-        """Whose command line has this in it, by number; a shell that only waits for one is none. On nodes that have
-        their head, and on those of `and_on`."""
+    def _processes(self, word: str) -> list[psutil.Process]:
+        """Of the living cluster, whose command line has this in it, by number; a shell that waits for one is none."""
         found = []
         for process in marked(self.cluster.mark):
-            try:
-                words, node = process.cmdline(), process.environ().get(NODE, "")
-            except psutil.NoSuchProcess:
-                continue
-            is_there = node not in self.cluster.lost or node in and_on
-            found += [process] if is_there and word in " ".join(words) and words[0] != "/bin/sh" else []
+            line = _command_line(process)
+            if word in line and not line.startswith("/bin/sh") and _node_of(process) not in self.cluster.lost:
+                found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
     def _num_jobs(self) -> int:
@@ -186,12 +183,21 @@ class ChaosRun:
         return (out.read_text() if out.exists() else "") + self._said()
 
 
+def _command_line(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _node_of(process: psutil.Process) -> str | None:
+    with suppress(psutil.NoSuchProcess):
+        return process.environ().get(NODE)
+    return None
+
+
 def _is_node(process: psutil.Process) -> bool:
     """Ray's log monitor, which writes nothing of a run, lives on without it."""
-    try:
-        return process.name() == "raylet"
-    except psutil.NoSuchProcess:
-        return False
+    return _command_line(process).split(" ")[0].endswith("/raylet")
 
 
 def progress(folder: StageFolder) -> int:
