@@ -12,6 +12,8 @@ from prm_ray.tables import StageFolder
 from tests.processes import kill_when
 from tests.tables_by_hand import tiny_config, write_reference_table
 
+NUM_STEPS = 300
+"""Some seconds' worth, so that there is something to kill."""
 DRIVER = """
 import sys, pickle
 config, stage = pickle.load(open(sys.argv[1], "rb"))
@@ -54,13 +56,13 @@ def config(tiny_model: str, tmp_path: Path):
 def test_training_goes_on_from_its_checkpoint_with_the_same_losses(
     values: dict[str, Any], tmp_path: Path, tiny_model: str
 ) -> None:
-    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0, **values}
+    settings = {"epochs": NUM_STEPS // 5, "checkpoint_every": 4, "validation_fraction": 0.0, **values}
     config = tiny_config(tmp_path / "run", tiny_model, train=settings)
     write_reference_table(config)
     folder = StageFolder(config.run.dir, "train")
     kill_when(start_driver(tmp_path, config, "train"), lambda: len(losses(folder)) >= 14)
     before = losses(folder)
-    assert len(before) < 60, "the run was over before it was killed"
+    assert len(before) < NUM_STEPS, "the run was over before it was killed"
     assert start_driver(tmp_path, config, "train").wait() == 0
     whole = tiny_config(tmp_path / "whole", tiny_model, train=config.train.model_dump())
     write_reference_table(whole)
