@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,24 +61,27 @@ class Stage:
     """Steps, or parts of its table, that it makes one after the other."""
     workers: dict[str, str] = field(default_factory=dict)
     """What does its work, and how Ray's name for such a process begins."""
+    others: tuple[str, ...] = ("node", "driver", "supervisor")
+    """What else is killed in it. With a head goes a whole cluster, which takes long to come again."""
     pause: float = 0.1
     """Seconds from one moment to the next, of which a kill takes a random part."""
 
     @property
     def victims(self) -> list[str]:
-        return [*self.workers, "node", *WITH_THE_JOB]
+        return [*self.workers, *self.others]
 
 
 WITH_THE_JOB = ("driver", "supervisor", "head")
 """They end the job; whatever else is killed, it goes on by itself."""
 _TRAIN_WORKER = {"train worker": "ray::RayTrainWorker"}
 _DATA_WORKER = {"data worker": "ray::MapWorker"}
+_ALL = ("node", *WITH_THE_JOB)
 STAGES = {
     "warmup": Stage(48, _TRAIN_WORKER),
-    "generate": Stage(32, {"engine's actor": "ray::MapWorker"}),
+    "generate": Stage(32, {"engine's actor": "ray::MapWorker"}, _ALL),
     "label": Stage(32, _DATA_WORKER),
     "reference": Stage(32, _DATA_WORKER),
-    "train": Stage(96, _TRAIN_WORKER),
+    "train": Stage(96, _TRAIN_WORKER, _ALL),
     "score": Stage(32, _DATA_WORKER),
     "rerank": Stage(8, pause=0.0),
     "evaluate": Stage(1, pause=0.4),
@@ -117,19 +119,21 @@ class Outcome:
 
 
 def plan(num_kills: int, rng: random.Random) -> list[list[Kill]]:
-    """Rounds of a kill a stage, in the last one of as many as are left.
+    """Rounds of at most a kill a stage, in the last one of as many as are left.
 
     Whatever can be killed in a stage comes up there before anything does again.
     """
     orders = {name: rng.sample(stage.victims, len(stage.victims)) for name, stage in STAGES.items()}
-    rounds = []
-    for number in range(math.ceil(num_kills / len(STAGES))):
+    most = max(map(len, orders.values()))
+    rounds: list[list[Kill]] = []
+    while (left := num_kills - sum(map(len, rounds))) > 0:
+        turn = len(rounds) % most
         kills = [
-            Kill(name, order[number % len(order)], int(rng.random() * _LATEST * STAGES[name].size))
+            Kill(name, order[turn], int(rng.random() * _LATEST * STAGES[name].size))
             for name, order in orders.items()
+            if turn < len(order)
         ]
-        left = min(len(kills), num_kills - number * len(kills))
-        rounds.append(sorted(rng.sample(kills, left), key=kills.index))
+        rounds.append(sorted(rng.sample(kills, min(left, len(kills))), key=kills.index))
     return rounds
 
 

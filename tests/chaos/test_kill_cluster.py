@@ -21,8 +21,8 @@ from tests.clusters import SmallCluster, small_cluster
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "4"))  # 40 by `make chaos`
-SEED = int(os.environ.get("PRM_RAY_CHAOS_SEED", "625"))
+NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "4"))  # 32 by `make chaos`
+SEED = int(os.environ.get("PRM_RAY_CHAOS_SEED", "605"))
 ROUNDS = plan(NUM_KILLS, random.Random(SEED))
 RESPONSE = ("prompt_id", "sample_index")
 KEYS = {**dict.fromkeys(("generate", "label", "reference", "score"), RESPONSE), "rerank": ("prompt_id", "method", "n")}
