@@ -23,7 +23,8 @@ import torch
 
 from prm_ray.core.packing import PromptGroup, pack
 from prm_ray.core.prefixcache import PrefixCache
-from prm_ray.models import EMBEDDED, load_model
+from prm_ray.embeddedmodel import EMBEDDED
+from prm_ray.models import load_model
 from prm_ray.scorer import cached_group_logprobs, group_values
 
 PROMPT, BEAMS, STEPS = 250, 16, 8

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import common, fresh
 from benchmarks.fresh import Figures
-from prm_ray.models import EMBEDDED, resolve_model
+from prm_ray.embeddedmodel import EMBEDDED
+from prm_ray.models import resolve_model
 from prm_ray.tables import StageFolder
 
 STAGES = ("generate", "label")

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.common import machine, print_table
 from prm_ray.config import RunConfig, load_config
 from prm_ray.core.packing import PromptGroup
-from prm_ray.models import base_model_path
+from prm_ray.models import base_model
 
 Figures = dict[str, Any]
 Prompt = tuple[int, ...]
@@ -46,7 +46,7 @@ class Ways:
         section = {"num_problems": num_problems, "sizes": [n], "strategies": ["best_of_n"]}
         self.config = config.model_copy(update={"search": config.search.model_copy(update=section)})
         self.n = n
-        self.options = search.search_options(self.config, base_model_path(self.config))
+        self.options = search.search_options(self.config, base_model(self.config))
         table = SearchTable(StageFolder(config.run.dir / "none", "search"), 1)
         pending = pending_searches(self.config, self.options, table)
         self.units = list(make_units(self.config, pending, table, max_waiting=1, reject_below=-math.inf))

@@ -49,12 +49,6 @@ def adapter_base(folder: str | Path) -> str | None:
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
-def is_adapter_over(policy: str, reference: str) -> bool:
-    """The policy is an adapter folder, and the reference is what lies under it."""
-    base = adapter_base(policy)
-    return base is not None and (base == reference or Path(base).resolve() == Path(reference).resolve())
-
-
 def has_adapter(model: Any) -> bool:
     return hasattr(model, "get_base_model")
 

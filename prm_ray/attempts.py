@@ -136,8 +136,8 @@ def finish(path: Path, attempt: Attempt, is_fenced: bool, manifest: dict[str, An
     """
     with hold(path, attempt, is_fenced) as folder:
         if not folder.has(FINISHED):
-            if isinstance(folder, ObjectFolder):
-                upload(workspace(path, attempt), folder, attempt.workspace)
+            if is_remote(path):
+                upload(workspace(path, attempt), path / attempt.workspace)
             folder.replace(f"{attempt.workspace}/{MANIFEST}", json_writer(manifest))
             folder.put_new(FINISHED, json_writer({"workspace": attempt.workspace}))
     complete(path)

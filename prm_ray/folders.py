@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -46,6 +47,27 @@ def remove_folder(path: Path) -> None:
         path.rename(path.with_name(f".removed-{path.name}-{uuid.uuid4().hex}"))
     for folder in path.parent.glob(f".removed-{path.name}-*"):  # of an earlier, killed start too
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def filling(path: Path) -> Iterator[Path]:
+    """A folder of this machine to put files in: `path` itself, or of an address one whose files are there afterwards.
+
+    Raises `StorageError` if the disk is full, or the store takes nothing.
+    """
+    if not is_remote(path):
+        with writing(path):
+            yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="prm_ray-") as here:
+        with writing(Path(here)):
+            yield Path(here)
+        objectstore.upload(Path(here), path)
+
+
+def storing(path: Path) -> AbstractContextManager[None]:
+    """Raises `StorageError` with what to do for what somebody else's code cannot write there."""
+    return objectstore.writing_at(path) if is_remote(path) else writing(path)
 
 
 def remove_leftover(path: Path) -> None:

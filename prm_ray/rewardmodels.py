@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prm_ray.adapters import adapter_base
 from prm_ray.core.device import number_format, own_device, placed
 from prm_ray.core.forward import Reading, response_logprobs, response_values
 from prm_ray.core.heads import LabelTokens, score_head
 from prm_ray.damage import why_not
 from prm_ray.errors import UserError
-from prm_ray.models import load_model, load_tokenizer, resolve_model
+from prm_ray.models import is_adapter, load_model, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ def load_with_value_head(
     """
     from transformers import AutoModelForSequenceClassification
 
-    if adapter_base(name) is not None:
+    if is_adapter(name):
         raise UserError(f"model {name!r} is an adapter folder; a value head needs a whole model")
     device = device or own_device()
     model, missing = _load_with_head(

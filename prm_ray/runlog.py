@@ -1,23 +1,15 @@
-"""What a run tells people: log lines on stderr, progress bars, and `metrics.jsonl` beside a checkpoint."""
+"""What a run tells people while it works: log lines on stderr, and progress bars."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from prm_ray.storage import HeldFolder, bytes_writer, writing
-
 log = logging.getLogger("prm_ray")
-METRICS_FILE = "metrics.jsonl"
 _NEVER_SHOWN = (
     "There are infinite retries remaining",  # behind a worker that died, which another line says
     "has constructor arguments in the object store",  # of Ray's own actor pools
@@ -74,43 +66,6 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-
-
-class MetricsLog:
-    """Appends one JSON object a line. On resume, lines of steps that are done again are dropped first.
-
-    Raises `StorageError` if the disk is full.
-    """
-
-    def __init__(self, path: Path, resume_step: int = 0):
-        self._path = path
-        if path.is_file():
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = "".join(line for line in whole if json.loads(line)["step"] <= resume_step).encode()
-            with HeldFolder(path.parent) as folder:  # whole or not at all: who is killed here loses no line
-                folder.replace(path.name, bytes_writer(kept))
-
-    def write(self, step: int, **metrics: Any) -> None:
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 2), **metrics}) + "\n")
-
-
-def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a metrics file as they are written, until `finished` is set and none is left."""
-    position, seen = 0, -1
-    while True:
-        last_look = finished.wait(0.5)
-        if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                number = os.fstat(file.fileno()).st_ino
-                position = position if number == seen else 0  # a restarted run has another file there
-                seen = number
-                file.seek(position)
-                while (line := file.readline()).endswith("\n"):
-                    position = file.tell()
-                    yield json.loads(line)
-        if last_look:
-            return
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from prm_ray.adapters import has_adapter, is_adapter_over
+from prm_ray.adapters import has_adapter
 from prm_ray.core.forward import (
     Reading,
     cached_response_logprobs,
@@ -30,6 +30,7 @@ from prm_ray.core.rewards import step_rewards, token_rewards
 from prm_ray.errors import UserError
 from prm_ray.models import (
     check_vocabularies,
+    is_adapter_over,
     load_model,
     load_tokenizer,
     read_prm_json,

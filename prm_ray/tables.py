@@ -76,6 +76,11 @@ class StageFolder:
         """Where to write all but parts: `finish` puts what lies there in place. Hidden files are left out."""
         return self.path if self.attempt is None else attempts.workspace(self.path, self.attempt)
 
+    @property
+    def shared_workspace(self) -> Path:
+        """The same where workers on other machines see it: of an object store an address, no folder of this machine."""
+        return self.path if self.attempt is None else self.path / self.attempt.workspace
+
     def is_done(self) -> bool:
         return self.manifest_path.is_file()
 

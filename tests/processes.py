@@ -1,5 +1,8 @@
 """Processes of a test told from all others by an environment variable, and waiting for them."""
 
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -46,3 +49,19 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     while not condition():
         assert time.monotonic() - start < seconds, f"no {what} within {seconds:g} s"
         time.sleep(0.05)
+
+
+def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """SIGKILL the driver once the condition holds, then what it leaves behind: its own Ray, by pid."""
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
+        assert time.monotonic() < deadline, "the condition never came"
+        time.sleep(0.02)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    for process in children:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(children, timeout=60)

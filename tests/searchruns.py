@@ -1,5 +1,6 @@
-"""Runs that end with a tiny trained model and have held-out problems to search."""
+"""Runs that end with a tiny trained model and have held-out problems to search, and what a whole search is."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,17 @@ def run_to_search(run_dir: Path, model: str, num_problems: int, **search: Any) -
     facts = {"objective": "ce", "beta": 0.5, "reference": model, "step_rule": "newline", "with_reference": True}
     write_prm_json(checkpoint, facts)
     return config
+
+
+def check_whole(folder: StageFolder, num_problems: int) -> None:
+    """Every problem under both strategies, every candidate once, none failed, every parent there."""
+    rows = list(folder.rows())
+    keys = Counter((row["prompt_id"], row["strategy"], row["candidate"]) for row in rows)
+    assert set(keys.values()) == {1}
+    assert len({(prompt_id, strategy) for prompt_id, strategy, _ in keys}) == 2 * num_problems
+    assert all(row["error"] is None and row["value"] is not None for row in rows)
+    parents = {(row["prompt_id"], row["strategy"], row["parent"]) for row in rows if row["parent"] != -1}
+    assert parents <= keys.keys()
+    of_best_of_n = Counter(row["prompt_id"] for row in rows if row["strategy"] == "best_of_n")
+    assert set(of_best_of_n.values()) == {8}
+    assert folder.is_done() and folder.manifest()["rows_out"] == len(rows)

@@ -63,6 +63,14 @@ def write_reference_table(config: RunConfig, num_prompts: int = 10, num_samples:
     return folder
 
 
+def finish_up_to_training(config: RunConfig) -> None:
+    """A run with all but `train` done, so that the stage can be given as a command."""
+    stages = config.before("train")
+    mark_done(config, stages[:-1])
+    write_reference_table(config)
+    mark_done(config, stages[-1:], after=stages[-2])
+
+
 def write_reference_texts(config: RunConfig, parts: list[list[dict[str, Any]]]) -> StageFolder:
     """Rows of a problem, a text and more columns, encoded and cut into steps as `reference` does; no log-probs."""
     tokenizer = load_tokenizer(config.model.name)

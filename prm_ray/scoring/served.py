@@ -50,7 +50,7 @@ def own_model(config: RunConfig) -> ServedModel:
 
         load_format(config.score.model, config.score.style)
         facts = ModelFacts(name, config.score.style, False, config.aggregation, config.reference.step_rule)
-        return _served(config, facts, resolve_model(config.score.model), is_published=True)
+        return _served(config, facts, config.score.model, is_published=True)
     if is_remote(config.run.dir):
         check_reachable(config.run.dir)
     folder = StageFolder(config.run.dir, "train")

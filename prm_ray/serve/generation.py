@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from prm_ray.config import RunConfig
-from prm_ray.models import base_model_path, context_length, decode, encode_prompt, load_tokenizer
+from prm_ray.models import base_model, context_length, decode, encode_prompt, load_tokenizer
 from prm_ray.scoring.asks import Refusal
 from prm_ray.search.candidate import Candidate, Draw, Proposal
 from prm_ray.serve.bodies import Body, Message, validation_message
@@ -55,7 +55,7 @@ def generator_options(config: RunConfig) -> SamplerOptions:
     Raises `UserError` for a sampler that cannot run here.
     """
     section = config.generate.model_copy(update={"num_engines": config.serve.generator_replicas, "num_samples": 1})
-    model = base_model_path(config)
+    model = base_model(config)
     options = sampler_options(config.model_copy(update={"generate": section}), model)
     return replace(options, max_model_len=context_length(model) or options.max_model_len)
 

@@ -8,10 +8,10 @@ in the workspace of this attempt, which looks at each step whether a newer one h
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import shutil
-import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,14 +20,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    CheckpointConsistencyMode,
-    FailureConfig,
-    LoggingConfig,
-    ScalingConfig,
-)
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -37,19 +30,25 @@ from prm_ray.core.device import number_format, own_device
 from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError, TakenOverError
+from prm_ray.folders import filling, remove_leftover, write_file
+from prm_ray.metricslog import METRICS_FILE, MetricsLog, tail_metrics
 from prm_ray.models import load_model, load_tokenizer
-from prm_ray.runlog import METRICS_FILE, MetricsLog, Progress, tail_metrics
+from prm_ray.objectstore import is_remote
+from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
+from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
 from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.restarts import SaysRestarts
-from prm_ray.stages.takeover import RUN_NAME, STORAGE, forget_taken_over, taken_over
-from prm_ray.storage import writing
+from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
+from prm_ray.storage import bytes_writer
 from prm_ray.tables import StageFolder
-from prm_ray.trainer import Schedule, StepResult, Trainer
+from prm_ray.trainer import Schedule, Trainer
 from prm_ray.trainingdata import TrainingData, plan_steps, share
 from prm_ray.weights import total, world
 
 _FAILURE = "failure.txt"
+_STORE_SECONDS = 5.0
+"""A look at an object store takes some requests, which a step of a small model would wait for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class FitPlan:
     name: str
     folder: StageFolder
     model: str
-    """Folder of the model that training starts from."""
+    """Name of the model that training starts from."""
     config: RunConfig
     section: FitSection
     seed: int
@@ -74,7 +73,7 @@ class FitPlan:
     """Loads `model`: name, dtype, trust_remote_code, device."""
     head_lr: float | None = None
     working_dir: str = field(default_factory=os.getcwd)
-    resume_from: Path | None = None
+    resume_from: Checkpoint | None = None
     """State of an earlier attempt to go on from."""
 
     def steps(self, data: TrainingData) -> list[list[int]]:
@@ -87,8 +86,9 @@ def fit(plan: FitPlan, num_steps: int) -> None:
 
     Raises `NonFiniteLossError` if the loss stops being finite, `TakenOverError` if another attempt has taken over.
     """
-    plan = replace(plan, resume_from=taken_over(plan.folder))
-    section, storage = plan.section, plan.folder.workspace / STORAGE
+    taken = taken_over(plan.folder)
+    plan = replace(plan, resume_from=None if taken is None else stored_checkpoint(taken))
+    section, workspace = plan.section, plan.folder.shared_workspace
     fewest = section.min_workers
     trainer = TorchTrainer(
         _worker_loop,
@@ -101,7 +101,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
         ),
         run_config=RayRunConfig(
             name=RUN_NAME,
-            storage_path=str(storage.resolve()),
+            **storage_settings(workspace / STORAGE),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=3),
             callbacks=[SaysRestarts(plan.name)],
@@ -111,7 +111,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     finished = threading.Event()
     watcher = threading.Thread(target=_show_progress, args=(plan, num_steps, finished), daemon=True)
     watcher.start()
-    failure = plan.folder.workspace / _FAILURE
+    failure = workspace / _FAILURE
     failure.unlink(missing_ok=True)
     try:
         trainer.fit()
@@ -125,7 +125,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     if failure.is_file():
         raise NonFiniteLossError(failure.read_text(encoding="utf-8"))
     if plan.folder.attempt is None:
-        shutil.rmtree(storage, ignore_errors=True)
+        remove_leftover(workspace / STORAGE)
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
     except TakenOverError:
         return  # the driver sees it too
     except NonFiniteLossError as error:
-        (plan.folder.workspace / _FAILURE).write_text(str(error), encoding="utf-8")
+        write_file(plan.folder.shared_workspace / _FAILURE, bytes_writer(str(error).encode()))
 
 
 def _train(plan: FitPlan) -> None:
@@ -146,16 +146,18 @@ def _train(plan: FitPlan) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(context.get_local_world_size())
-    section, data = plan.section, plan.make_data()
+    section, data, workspace = plan.section, plan.make_data(), plan.folder.shared_workspace
     steps = plan.steps(data)
     trainer = _new_trainer(plan, len(steps))
-    _resume(trainer, plan.resume_from)
+    checkpoints = Checkpoints(plan.folder)
+    checkpoints.resume(trainer, plan.resume_from)
     preview = partial(trainer.preview, token_budget=section.token_budget)
     measure = plan.make_held_out() if plan.make_held_out and (rank == 0 or trainer.is_sharded) else None
-    _check_attempt(plan)
-    metrics = MetricsLog(plan.folder.workspace / METRICS_FILE, trainer.num_steps) if rank == 0 else None
+    fence = _Fence(plan.folder)
+    fence.check()
+    metrics = MetricsLog(workspace / METRICS_FILE, trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
-        _check_attempt(plan)
+        fence.check()
         items = steps[trainer.num_steps]
         mine = share(items, rank, num_workers)
         batches = pack(data.groups(mine), section.token_budget)
@@ -168,26 +170,37 @@ def _train(plan: FitPlan) -> None:
         if metrics is not None:
             counts = {"num_responses": sum(data.sizes[i] for i in items), "num_workers": num_workers}
             metrics.write(trainer.num_steps, **vars(result), **counts, **held_out)
+            if is_checkpoint:
+                metrics.flush()
         if is_checkpoint and not is_last:
-            _checkpoint(trainer, result, plan)
+            checkpoints.save(trainer, result.loss)
+    checkpoints.close()
     trainer.use_average()  # of a run that was killed behind its last step
-    _check_attempt(plan)
-    with writing(plan.folder.workspace):
-        trainer.save_model(plan.folder.workspace)
+    fence.check(at_once=True)
+    with filling(workspace) as folder:
+        trainer.save_model(folder)
         if rank == 0:
-            _save_tokenizer(plan)
+            _save_tokenizer(plan, folder)
 
 
-def _check_attempt(plan: FitPlan) -> None:
+class _Fence:
     """Raises `TakenOverError` on all workers or on none: one that ended alone would leave the others waiting."""
-    over: TakenOverError | None = None
-    if world()[0] == 0:
-        try:
-            plan.folder.check()
-        except TakenOverError as error:
-            over = error
-    if total(torch.tensor(float(over is not None))).item():
-        raise over or TakenOverError("another attempt has taken over")
+
+    def __init__(self, folder: StageFolder):
+        self._folder, self._looked_at = folder, -math.inf
+        self._pause = _STORE_SECONDS if is_remote(folder.path) else 0.0
+
+    def check(self, at_once: bool = False) -> None:
+        """The first worker looks, unless it did a moment ago; all must call this equally often."""
+        over: TakenOverError | None = None
+        if world()[0] == 0 and (at_once or time.monotonic() - self._looked_at >= self._pause):
+            self._looked_at = time.monotonic()
+            try:
+                self._folder.check()
+            except TakenOverError as error:
+                over = error
+        if total(torch.tensor(float(over is not None))).item():
+            raise over or TakenOverError("another attempt has taken over")
 
 
 def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
@@ -216,38 +229,14 @@ def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
     )
 
 
-def _resume(trainer: Trainer, taken: Path | None) -> None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.load_state(Path(folder))
-    elif taken is not None:
-        trainer.load_state(taken)
-
-
-def _checkpoint(trainer: Trainer, result: StepResult, plan: FitPlan) -> None:
-    """Report, and wait until Ray has it on record: a report alone is lost if a worker dies right behind it.
-
-    Each worker reports the files it has; Ray puts them into one folder.
-    """
-    with writing(plan.folder.workspace / STORAGE), tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if trainer.has_state:
-            trainer.save_state(Path(folder))
-            checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report({"loss": result.loss, "step": trainer.num_steps}, checkpoint=checkpoint)
-    ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-    forget_taken_over(plan.folder.workspace)
-
-
-def _save_tokenizer(plan: FitPlan) -> None:
+def _save_tokenizer(plan: FitPlan, folder: Path) -> None:
     config = plan.config
     tokenizer = load_tokenizer(plan.model, config.prompt.chat_template, config.model.trust_remote_code)
-    tokenizer.save_pretrained(plan.folder.workspace)
+    tokenizer.save_pretrained(folder)
 
 
 def _show_progress(plan: FitPlan, num_steps: int, finished: threading.Event) -> None:
     """Follow metrics.jsonl from the driver: the workers' own output may be on another machine."""
     with Progress(plan.name, num_steps, "step") as progress:
-        for line in tail_metrics(plan.folder.workspace / METRICS_FILE, finished):
+        for line in tail_metrics(plan.folder.shared_workspace / METRICS_FILE, finished):
             progress.move_to(line["step"], loss=f"{line['loss']:.3f}")

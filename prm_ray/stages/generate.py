@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import RunConfig
-from prm_ray.models import base_model_path, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
+from prm_ray.models import base_model, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
 from prm_ray.problems import Problem, check_problems, hash_problem
 from prm_ray.stages.asking import MAX_STARTS, Answer, Asked, Asker
 from prm_ray.stages.ownsampler import find_sampler
@@ -39,7 +39,7 @@ def check(config: RunConfig) -> None:
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    model = base_model_path(config)
+    model = base_model(config)
     options = sampler_options(config, model)
     shards = store_problems(config, folder, config.generate.problems_per_shard)
     map_shards(

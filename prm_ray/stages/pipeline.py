@@ -25,6 +25,8 @@ from prm_ray.stages.result import StageResult
 from prm_ray.storage import storage_failure
 from prm_ray.tables import FOLDERS, StageFolder, in_words
 
+_RUNS = ("select.mix", "train.start", "step_label.verifier")
+"""Settings that name runs, or folders in runs."""
 _WITHOUT_RAY = ("rerank", "evaluate")
 Known = UserError | NonFiniteLossError | EngineError | StorageError | TakenOverError
 _KNOWN: dict[str, type[Known]] = {
@@ -41,37 +43,18 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
 
     Raises `UserError` before any work if a folder was made with other settings.
     """
-    check_storage(config, config.stages())
+    check_storage(config)
     check_settings(config)
     check_inputs(config, config.stages())
     return {stage: run_stage(config, stage) for stage in config.stages()}
 
 
-_ON_A_DISK = ("warmup", "train", "policy")
-"""What writes or reads a model of the run: its files are not read from an object store yet."""
-
-
-def check_storage(config: RunConfig, stages: Iterable[str]) -> None:
-    """Raises `UserError` if the run's folder is an address that cannot be reached, or that a stage cannot work at."""
-    models: dict[str, str | Path | None] = {
-        "model.name": config.model.name,
-        "reference.model": config.reference.model,
-        "train.start": config.train.start,
-    }
-    models |= {"score.model": config.score.model, "step_label.verifier": config.step_label.verifier}
-    if remote := [f"{key} {str(name)!r}" for key, name in models.items() if name is not None and is_remote(name)]:
-        raise UserError(f"{remote[0]} must be a folder that all machines see, or a hub id; stages fetch no model")
-    if not is_remote(config.run.dir):
-        if files := [place for place in (config.run.dir, *config.run.dir.parents) if place.is_file()]:
-            raise UserError(f"run.dir must be a folder, and {str(files[0])!r} is a file")
-        return
-    needed = {*stages, *(earlier for stage in stages for earlier in config.before(stage))}
-    if refused := [stage for stage in _ON_A_DISK if stage in needed]:
-        raise UserError(
-            f"{refused[0]} needs a model of this run on a disk that all machines see, and run.dir is "
-            f"{str(config.run.dir)!r}: copy the run to such a disk for it, or set score.model to a published model"
-        )
-    check_reachable(config.run.dir)
+def check_storage(config: RunConfig) -> None:
+    """Raises `UserError` if the run's folder is an address that cannot be reached, or lies in a file."""
+    if is_remote(config.run.dir):
+        check_reachable(config.run.dir)
+    elif files := [place for place in (config.run.dir, *config.run.dir.parents) if place.is_file()]:
+        raise UserError(f"run.dir must be a folder, and {str(files[0])!r} is a file")
 
 
 def check_settings(config: RunConfig) -> None:
@@ -94,7 +77,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     settings: all before Ray starts. Failures inside Ray come out as the `UserError` or `NonFiniteLossError` they were.
     """
     _check_belongs(config, stage)
-    check_storage(config, [stage])
+    check_storage(config)
     _check_upstream(config, stage)
     folder, identity = StageFolder(config.run.dir, stage), _identity(config, stage)
     _check_identity(config, stage)
@@ -137,7 +120,7 @@ def clear_from(config: RunConfig, stage: str) -> None:
 
     Raises `UserError`, and removes nothing, if an earlier stage was made with other settings than the config's.
     """
-    check_storage(config, [])
+    check_storage(config)
     check_before(config, stage)
     for later in reversed(config.onwards(stage)):
         folder = StageFolder(config.run.dir, later)
@@ -230,8 +213,8 @@ def _other_runs(config: RunConfig, stage: str) -> dict[str, list[str]]:
     """When what settings name of other runs was finished: a checkpoint to start from, runs whose data are mixed in."""
     found = {}
     for key, value in config.identity(stage).items():
-        if key != "select.mix" and is_remote(value):
-            continue  # no run folder
+        if key not in _RUNS and is_remote(value):
+            continue  # no run folder: nothing to ask the store for
         folders = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
         if finished := [at for folder in folders if (at := _finished_at(folder))]:
             found[f"{key}.finished_at"] = finished

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from prm_ray.adapters import adapter_base
 from prm_ray.answers import Judge
 from prm_ray.config import RunConfig
 from prm_ray.core.metrics import difference_interval, percentile_interval, resample_means
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path
+from prm_ray.models import base_model, is_adapter
 from prm_ray.problems import Problem
 from prm_ray.stages.asking import MAX_STARTS
 from prm_ray.stages.generate import GenerateWorker
@@ -44,7 +43,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     sampling = sampling_config(config)
     size = config.generate.problems_per_shard
     shards: list[list[tuple[str, Problem]]] = []
-    for whose, model in ((PRM, _checkpoint(config)), (GENERATOR, base_model_path(config))):
+    for whose, model in ((PRM, _checkpoint(config)), (GENERATOR, base_model(config))):
         # One model after the other: the second one's shards are numbered behind those of the first, which are done.
         shards = shards + [problems[start : start + size] for start in range(0, len(problems), size)]
         options = sampler_options(sampling, model)
@@ -68,7 +67,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
 def sampling_config(config: RunConfig) -> RunConfig:
     """The run's settings with `[policy]`'s way of sampling. Raises `UserError` if vLLM was asked for an adapter."""
     update: dict[str, Any] = {"num_samples": config.policy.num_samples, "temperature": config.policy.temperature}
-    if adapter_base(_checkpoint(config)) is not None:
+    if is_adapter(_checkpoint(config)):
         if config.generate.backend == "vllm":
             raise UserError("generate.backend 'vllm' cannot sample from an adapter: policy needs auto or transformers")
         update["backend"] = "transformers"  # for both models, so that nothing but the weights differs

@@ -27,7 +27,7 @@ from prm_ray.models import (
     encode_response,
     load_model,
     load_tokenizer,
-    reference_model_path,
+    reference_model,
     resolve_model,
     token_char_ends,
 )
@@ -55,7 +55,7 @@ def check(config: RunConfig) -> None:
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
-    path = reference_model_path(config)
+    path = reference_model(config)
     source = source_folder(config)
     map_shards(
         folder,
@@ -77,7 +77,7 @@ class ReferenceWorker:
         self._source, self._target, self._fingerprint = source, target, fingerprint
         self._cache = config.run.dir / "reference_cache"
         self._section = config.reference
-        path = reference_model_path(config)
+        path = reference_model(config)
         set_threads(config.reference.num_workers)
         self._tokenizer = load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)
         self._context = context_length(path)

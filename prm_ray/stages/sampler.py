@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prm_ray.core.device import number_format
+from prm_ray.models import resolve_model
 from prm_ray.runlog import log
 from prm_ray.stages.engineguard import OWNER
 from prm_ray.stages.ownsampler import OwnSampler
@@ -99,7 +100,7 @@ class VllmSampler:
 
 def _engine_options(options: SamplerOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "model": options.model,
+        "model": resolve_model(options.model),
         "dtype": number_format(options.dtype, "cuda" if options.num_gpus else "cpu"),
         "trust_remote_code": options.trust_remote_code,
         "max_model_len": options.max_model_len,

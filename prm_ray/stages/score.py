@@ -19,7 +19,7 @@ import torch
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
 from prm_ray.headscorer import HeadScorer
-from prm_ray.models import load_model, load_tokenizer, read_prm_json, reference_model_path, write_prm_json
+from prm_ray.models import load_model, load_tokenizer, read_prm_json, reference_model, write_prm_json
 from prm_ray.publishedscorer import PublishedScorer, load_format
 from prm_ray.scorer import Scorer
 from prm_ray.stages.cluster import set_threads
@@ -40,10 +40,7 @@ def check(config: RunConfig) -> None:
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     source = StageFolder(config.run.dir, "reference")
     if config.score.model is None:
-        checkpoint = StageFolder(config.run.dir, "train").path
-        # Whoever loads the checkpoint, a program or the server, then rewards as this table does.
-        shown = {"with_reference": config.score.with_reference, "beta_schedule": config.score.beta_schedule}
-        write_prm_json(checkpoint, read_prm_json(checkpoint) | shown)
+        _show_how_it_scores(config)
     map_shards(
         folder,
         max(source.finished_parts()) + 1,
@@ -54,6 +51,15 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         num_gpus=config.score.gpus_per_worker,
     )
     return count_parts(folder, ("error",), "response_tokens")
+
+
+def _show_how_it_scores(config: RunConfig) -> None:
+    """Whoever loads the checkpoint, a program or the server, then rewards as this table does."""
+    checkpoint = StageFolder(config.run.dir, "train").path
+    before = read_prm_json(checkpoint)
+    now = before | {"with_reference": config.score.with_reference, "beta_schedule": config.score.beta_schedule}
+    if now != before:  # a file that changes at an address has every machine copy the model anew
+        write_prm_json(checkpoint, now)
 
 
 class ScoreWorker:
@@ -137,7 +143,7 @@ class _Published:
             section.model, style=section.style, dtype=config.model.dtype, token_budget=section.token_budget
         )
         trust = config.model.trust_remote_code
-        self._tokenizer = load_tokenizer(reference_model_path(config), config.prompt.chat_template, trust)
+        self._tokenizer = load_tokenizer(reference_model(config), config.prompt.chat_template, trust)
 
     def __call__(self, rows: list[dict[str, Any]]) -> None:
         cuts = [cut_steps(self._tokenizer, row["response_tokens"], self._step_rule)[0] for row in rows]

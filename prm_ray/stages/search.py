@@ -18,7 +18,7 @@ from typing import Any
 from prm_ray.answers import Judge, exact_answer
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, UserError
-from prm_ray.models import base_model_path
+from prm_ray.models import base_model
 from prm_ray.runlog import Progress, log
 from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of
 from prm_ray.search.balancing import balance
@@ -51,7 +51,7 @@ def check(config: RunConfig) -> None:
     """Raises `UserError` for what cannot be searched, before Ray starts."""
     held_out_problems(config, config.search.num_problems)
     own_model(config)
-    search_options(config, base_model_path(config))
+    search_options(config, base_model(config))
     check_budget(config)
     check_calibration(config)
     Judge(config.label).close()
@@ -61,7 +61,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.search
     check_room("a generator of search", 1, section.gpus_per_generator)
     check_room("a scorer of search", 1, section.gpus_per_scorer)
-    model = base_model_path(config)
+    model = base_model(config)
     options = search_options(config, model)
     table = SearchTable(folder, section.problems_per_part)
     pending = pending_searches(config, options, table)

@@ -14,7 +14,7 @@ from prm_ray.answers import Judge
 from prm_ray.config import RunConfig
 from prm_ray.core.steplabels import labels_before
 from prm_ray.errors import UserError
-from prm_ray.models import base_model_path, load_tokenizer, resolve_model
+from prm_ray.models import base_model, load_tokenizer, resolve_model
 from prm_ray.stages.completions import SHARDS_AT_ONCE, CompletionWorker, check_gold_answers, completion_options
 from prm_ray.stages.confidence import ConfidenceLabeller, check_verifier
 from prm_ray.stages.labelshards import LabelShard, asked_rows, plan_shards, read_shard
@@ -43,7 +43,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     worker_kwargs: dict[str, Any] = {"config": config, "folder": folder, "shards": shards}
     if section.method == "monte_carlo":
         check_gold_answers(config)
-        options = completion_options(config, base_model_path(config))
+        options = completion_options(config, base_model(config))
         map_shards(
             folder,
             len(shards),

@@ -14,15 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from prm_ray.errors import UserError
-from prm_ray.runlog import METRICS_FILE
+from prm_ray.metricslog import METRICS_FILE
+from prm_ray.objectstore import is_remote
+from prm_ray.stages.objecttakeover import take_over
 from prm_ray.storage import writing
 from prm_ray.tables import StageFolder
 from prm_ray.trainerstate import StoredState
 
-STORAGE = ".ray_train"
-"""Ray Train's own folder in a workspace."""
+STORAGE, TAKEN = ".ray_train", ".taken-over"
+"""Folders in a workspace: Ray Train's own, and the state that was taken over."""
 RUN_NAME = "fit"
-_TAKEN = ".taken-over"
 _TRIES = 5
 
 
@@ -31,7 +32,9 @@ def taken_over(folder: StageFolder) -> Path | None:
 
     Raises `UserError` naming a file of it that is damaged; then nothing is removed.
     """
-    taken = folder.workspace / _TAKEN
+    if is_remote(folder.path):
+        return take_over(folder, f"{STORAGE}/{RUN_NAME}", TAKEN)
+    taken = folder.workspace / TAKEN
     others = [place for place in _places(folder) if place != folder.workspace]
     if folder.attempt is not None and others and not (folder.workspace / STORAGE).is_dir():
         _take_newest(folder, others)
@@ -39,11 +42,6 @@ def taken_over(folder: StageFolder) -> Path | None:
         for place in others:
             _remove(place / STORAGE if place == folder.path else place, folder.workspace)
     return taken if taken.is_dir() else None
-
-
-def forget_taken_over(workspace: Path) -> None:
-    """Once there is a checkpoint of its own."""
-    shutil.rmtree(workspace / _TAKEN, ignore_errors=True)
 
 
 def _remove(path: Path, workspace: Path) -> None:
@@ -79,7 +77,7 @@ def _take_newest(folder: StageFolder, places: list[Path]) -> None:
 
 def _take(folder: StageFolder, place: Path, states: dict[Path, Path]) -> None:
     """The state last, and whole or not at all, so that an attempt that is killed here has taken over nothing."""
-    draft = folder.workspace / f"{_TAKEN}.tmp"
+    draft = folder.workspace / f"{TAKEN}.tmp"
     shutil.rmtree(draft, ignore_errors=True)
     try:
         with writing(draft):
@@ -89,7 +87,7 @@ def _take(folder: StageFolder, place: Path, states: dict[Path, Path]) -> None:
     except (FileNotFoundError, shutil.Error) as error:
         raise UserError(f"the checkpoint {str(states[place])!r} cannot be read: {error}") from None
     _step_of(draft)
-    draft.rename(folder.workspace / _TAKEN)
+    draft.rename(folder.workspace / TAKEN)
 
 
 def _state_of(place: Path) -> Path | None:
@@ -102,7 +100,7 @@ def _state_of(place: Path) -> Path | None:
             return _newest_whole(record.parent)
         if latest is not None:
             return record.parent / latest["checkpoint_dir_name"]
-    return place / _TAKEN if (place / _TAKEN).is_dir() else None
+    return place / TAKEN if (place / TAKEN).is_dir() else None
 
 
 def _newest_whole(folder: Path) -> Path | None:

@@ -17,18 +17,19 @@ import pyarrow.compute as pc
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
+from prm_ray.metricslog import METRICS_FILE
 from prm_ray.models import (
-    base_model_path,
+    base_model,
     count_parameters,
     load_model,
     load_tokenizer,
     read_prm_json,
-    reference_model_path,
+    reference_model,
     resolve_model,
     write_prm_json,
 )
 from prm_ray.rewardmodels import load_with_value_head, reading_of
-from prm_ray.runlog import METRICS_FILE, log
+from prm_ray.runlog import log
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.lengths import COLUMNS as LENGTH_COLUMNS
 from prm_ray.stages.lengths import length_figures
@@ -50,7 +51,7 @@ from prm_ray.trainingdata import num_packed_tokens
 def check(config: RunConfig) -> None:
     """Raises `UserError` for a start that is none, an adapter that the model cannot get, or a run in `select.mix` that
     cannot be mixed in, long before the responses are there."""
-    base_model_path(config)
+    base_model(config)
     _check_start(config)
     if config.train.reward == "label_token":
         reading_of("label_token", config.train.label_tokens, load_tokenizer(resolve_model(config.model.name)))
@@ -61,7 +62,7 @@ def check(config: RunConfig) -> None:
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section, adapter = config.train, _adapter(config)
-    policy, reference = _start(config), reference_model_path(config)
+    policy, reference = _start(config), reference_model(config)
     selection = selected_responses(config)
     table, selected = selection.table, describe(config, selection)
     log.info("train: %s", sentence(selected))
@@ -82,7 +83,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     write_prm_json(folder.workspace, _facts(config, policy, reference), home=folder.path)
     num_responses = sum(data.sizes)
     tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
-    last = (folder.workspace / METRICS_FILE).read_text().splitlines()[-1]
+    last = (folder.shared_workspace / METRICS_FILE).read_text().splitlines()[-1]
     details = {
         "num_steps": num_steps,
         "num_parameters": count_parameters(policy),
@@ -104,6 +105,7 @@ def _facts(config: RunConfig, policy: str, reference: str) -> dict[str, Any]:
         "beta": section.beta,
         "reference": reference,
         "with_reference": config.score.with_reference,
+        "beta_schedule": config.score.beta_schedule,
         "trained_with_reference": section.with_reference,
         "step_rule": config.reference.step_rule,
         "aggregation": config.aggregation,
@@ -126,7 +128,7 @@ def _check_start(config: RunConfig) -> None:
 
 
 def _start(config: RunConfig) -> str:
-    return resolve_model(config.train.start) if config.train.start else base_model_path(config)
+    return config.train.start or base_model(config)
 
 
 def _adapter(config: RunConfig) -> AdapterSettings | None:

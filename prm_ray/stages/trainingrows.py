@@ -15,7 +15,7 @@ from prm_ray.config import RunConfig
 from prm_ray.dataselection import NEEDED, Selection, select
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
-from prm_ray.models import reference_model_path
+from prm_ray.models import reference_model
 from prm_ray.parquetfiles import column_names, read_parquet
 from prm_ray.schemas import SCHEMAS
 from prm_ray.settings import TAKES_SOFT_LABELS
@@ -112,7 +112,7 @@ def _split(folder: StageFolder, split: str, columns: Sequence[str]) -> pa.Table:
 
 def _check_reference(config: RunConfig, other: StageFolder) -> None:
     """One row of each part: a part is made by one worker with one model."""
-    name = reference_model_path(config)
+    name = reference_model(config)
     fingerprint = model_fingerprint(name)
     for index in other.finished_parts():
         rows = read_parquet(other.part_path(index), ["fingerprint", "prompt_tokens", "response_tokens"])

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from prm_ray.config import RunConfig
 from prm_ray.dataselection import Selection
 from prm_ray.errors import UserError
+from prm_ray.objectstore import downloaded, is_remote
 from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy
 from prm_ray.stages.trainingrows import read_training_rows
@@ -80,6 +81,9 @@ def _write_rows(table: pa.Table, file: BinaryIO) -> None:
 
 
 def _mapped(path: Path) -> pa.Table:
+    if is_remote(path):
+        with downloaded(path) as here:
+            return _mapped(here)
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 

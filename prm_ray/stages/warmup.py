@@ -19,6 +19,7 @@ from prm_ray.trainingdata import SolutionData, num_packed_tokens
 
 def check(config: RunConfig) -> None:
     """Raises `UserError` for a model without tokenizer or chat template, or problems without solutions."""
+    resolve_model(config.model.name)
     solution_data(config)
 
 
@@ -26,8 +27,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.warmup
     data = solution_data(config)
     num_problems = len(data.sizes)
-    model = resolve_model(config.model.name)
-    plan = FitPlan("warmup", folder, model, config, section, config.run.seed, partial(solution_data, config))
+    make_data = partial(solution_data, config)
+    plan = FitPlan("warmup", folder, config.model.name, config, section, config.run.seed, make_data)
     fit(plan, len(plan.steps(data)))
     tokens = data.count(range(num_problems)) * section.epochs
     details = {"trained_tokens": num_packed_tokens(data) * section.epochs}
@@ -36,9 +37,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
 
 def solution_data(config: RunConfig) -> SolutionData:
     """Encoded prompts and solutions. Raises `UserError` if a problem has no worked solution."""
-    tokenizer = load_tokenizer(
-        resolve_model(config.model.name), config.prompt.chat_template, config.model.trust_remote_code
-    )
+    tokenizer = load_tokenizer(config.model.name, config.prompt.chat_template, config.model.trust_remote_code)
     prompts, solutions = [], []
     for problem in load_problems(config, "warmup"):
         if problem.problem is None or problem.error:

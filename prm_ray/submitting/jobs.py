@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,13 @@ from typing import Any
 from prm_ray.errors import ClusterError, UserError
 from prm_ray.runlog import duration, log
 from prm_ray.submitting.client import asking
+from prm_ray.submitting.following import follow
 from prm_ray.submitting.work import FOLDER_KEY, VERB_KEY, Work
 
 FAILED = 1
 _BY_SIGNAL = 128
 """What shells add to a signal's number to make an exit code of it."""
 _LOOK_AGAIN_SECONDS = 1.0
-_LOST_SECONDS = 60.0
-"""How long a cluster may not answer before it counts as lost: a head that restarts comes back sooner."""
 _STOPS_WITHIN_SECONDS = 600.0
 _STARTS_WITHIN_SECONDS = 15.0
 """How long a job that is asked to stop may take to start: Ray ends none before, and without room it may never start."""
@@ -86,26 +83,8 @@ class Jobs:
         log.info("job %s submitted to %s: %s", name, self.address, work.entrypoint)
 
     def follow(self, name: str) -> Any:
-        """Print a job's log as it grows until the job has ended; return the job.
-
-        A connection that breaks is made again. Raises `ClusterError` if that does not work for a minute.
-        """
-        stream, lost_since = _Stream(), None
-        while True:
-            try:
-                with asking(self.address):
-                    asyncio.run(stream.copy(self._client.tail_job_logs(name)))
-                    job = self._client.get_job_info(name)
-            except ClusterError as error:
-                now = time.monotonic()
-                lost_since = now if lost_since is None or stream.heard_at > lost_since else lost_since
-                if now - lost_since > _LOST_SECONDS:
-                    raise ClusterError(f"{error}; the job may go on: prm-ray logs {name} --follow") from None
-            else:
-                lost_since = None
-                if has_ended(job):
-                    return job
-            time.sleep(_LOOK_AGAIN_SECONDS)
+        """Print a job's log as it grows until the job has ended; return the job. Raises as `following.follow` does."""
+        return follow(self._client, name)
 
     def log_text(self, name: str) -> str:
         with asking(self.address):
@@ -132,22 +111,6 @@ def _not_started(job: Any) -> str:
         "and the like), or its folder is being unpacked. Ray ends no job before that; it has the request, and ends "
         "this one as it starts, or by itself after 15 minutes"
     )
-
-
-class _Stream:
-    """Copies a log to stdout; of one that begins again, only what is new."""
-
-    def __init__(self) -> None:
-        self.num_chars = 0
-        self.heard_at = 0.0
-
-    async def copy(self, pieces: AsyncIterator[str]) -> None:
-        position = 0
-        async for piece in pieces:
-            self.heard_at = time.monotonic()
-            print(piece[max(0, self.num_chars - position) :], end="", flush=True)
-            position += len(piece)
-            self.num_chars = max(self.num_chars, position)
 
 
 def has_ended(job: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
+from prm_ray.submitting.following import JobGoneError
 from prm_ray.submitting.jobs import Jobs, Surroundings, exit_code, how_it_ended
 from prm_ray.submitting.work import VERB_KEY, WORDS_KEY, Work
 from prm_ray.tables import StageFolder
@@ -41,18 +42,24 @@ class Sender:
     def run(self, work: Work, name: str | None = None, behind: str = "") -> int:
         """Submit a job, or take the one of this name; follow it and return its exit code.
 
-        A job that failed is submitted again, `retries` times: what is finished stays. Not one with bad input, which
-        would fail again, and not one that was stopped.
+        A job that failed, or went with its cluster, is submitted again, `retries` times: what is finished stays. Not
+        one with bad input, which would fail again, and not one that was stopped.
         """
         retries = self.retries
         name = name or self.submit(work)
         while True:
-            with _says_how_to_go_on(name, behind):
-                job = self.jobs.follow(name)
-            log.info("job %s %s", name, how_it_ended(job))
-            code = exit_code(job)
-            if not retries or job.status != "FAILED" or code == _BAD_INPUT:
-                return code
+            try:
+                with _says_how_to_go_on(name, behind):
+                    job = self.jobs.follow(name)
+            except JobGoneError as error:
+                if not retries:
+                    raise
+                log.info("%s", error)
+            else:
+                log.info("job %s %s", name, how_it_ended(job))
+                code = exit_code(job)
+                if not retries or job.status != "FAILED" or code == _BAD_INPUT:
+                    return code
             retries -= 1
             log.info("again, and then %d more times at most", retries)
             time.sleep(_RETRY_SECONDS)

@@ -1,14 +1,13 @@
-"""SIGKILL in every stage of a run that is a cluster's job: of its workers, of nodes, of its driver, of its supervisor.
+"""SIGKILL in every stage of a run that is a cluster's job: of its workers, nodes, driver and supervisor, of the head.
 
-Each run is killed once in each of its stages, at a random moment, and submitted again when its job has failed. What it
-makes must be what a run makes that nobody disturbed: the same rows, the same losses, and nothing beside them.
+Each run is killed once in each of its stages, at a random moment, and submitted again when its job has failed, or the
+cluster is another one. What it makes must be what a run makes that nobody disturbed: the same rows, the same losses,
+and nothing beside them.
 """
 
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from typing import Any
 import pytest
 
 from prm_ray.tables import StageFolder
-from tests.chaosruns import CONFIG, JUDGE, NUM_RESPONSES, NUM_SCORED, SIZES, VICTIMS, ChaosRun, Outcome, plan
+from tests.chaosplans import CONFIG, JUDGE, NUM_RESPONSES, NUM_SCORED, STAGES, WITH_THE_JOB, Outcome, plan
+from tests.chaosruns import ChaosRun
 from tests.clusters import SmallCluster, small_cluster
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "4"))  # 32 by `make chaos`
-SEED = int(os.environ.get("PRM_RAY_CHAOS_SEED", "600"))
+SEED = int(os.environ.get("PRM_RAY_CHAOS_SEED", "605"))
 ROUNDS = plan(NUM_KILLS, random.Random(SEED))
 RESPONSE = ("prompt_id", "sample_index")
 KEYS = {**dict.fromkeys(("generate", "label", "reference", "score"), RESPONSE), "rerank": ("prompt_id", "method", "n")}
@@ -47,25 +47,12 @@ def client(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def chaos_run(folder: Path, cluster: SmallCluster, client: Path, retries: int = 0) -> ChaosRun:
-    log = folder.with_suffix(".log")
-    command = [sys.executable, "-m", "prm_ray", "submit", "run", "run.toml", f"run.dir={folder}"]
-    command += [f"--retries={retries}"] if retries else []
-
-    def submit() -> subprocess.Popen[bytes]:
-        environment = os.environ | cluster.environment | {"RAY_ADDRESS": cluster.address}
-        with log.open("ab") as file:
-            return subprocess.Popen(command, cwd=client, env=environment, stdout=file, stderr=file)
-
-    return ChaosRun(folder, log, cluster, submit)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(cluster: SmallCluster, client: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = chaos_run(tmp_path_factory.mktemp("undisturbed") / "run", cluster, client)
+    run = ChaosRun(tmp_path_factory.mktemp("undisturbed") / "run", "run run.toml", client, cluster)
     run.go_on(run.has_ended, "end of the undisturbed run")
     assert len(table(run.folder, "label")) == NUM_RESPONSES and len(table(run.folder, "score")) == NUM_SCORED
-    assert [len(curve(run.folder, stage)) for stage in CURVES] == [SIZES[stage] for stage in CURVES]
+    assert [len(curve(run.folder, stage)) for stage in CURVES] == [STAGES[stage].size for stage in CURVES]
     return run.folder
 
 
@@ -75,15 +62,18 @@ def test_a_run_that_is_killed_in_its_stages_makes_what_an_undisturbed_one_does(
 ):
     """Rounds take turns: the command submits a job again that failed, or somebody gives it once more."""
     rng = random.Random(f"{SEED} {number}")
-    run = chaos_run(tmp_path / "run", cluster, client, retries=20 if number % 2 else 0)
+    run = ChaosRun(tmp_path / "run", "run run.toml", client, cluster, retries=20 if number % 2 else 0)
     for kill in ROUNDS[number]:
         OUTCOMES.append(run.suffer(kill, rng))
         with capsys.disabled():
             print(f"\nseed {SEED}, round {number}: {OUTCOMES[-1]}", end="", flush=True)
     run.go_on(run.has_ended, "end of the run")
+    run.join()
+    wait_until(lambda: not run.left(), 240, "end of all processes of jobs, and of nodes without a head")
+    cluster.clear_lost()
     check_same(run.folder, undisturbed)
     assert leftovers(run.folder) == []
-    wait_until(lambda: not run.left(), 120, "end of all processes of jobs")
+    check_told(run)
 
 
 def test_the_kills_fell_into_the_stages():
@@ -92,12 +82,25 @@ def test_the_kills_fell_into_the_stages():
     over = [str(outcome) for outcome in OUTCOMES if outcome.was_over]
     assert len(over) <= NUM_KILLS // 4, over
     tried = {(outcome.kill.stage, outcome.kill.victim) for outcome in OUTCOMES}
-    assert len(tried) == min(NUM_KILLS, sum(map(len, VICTIMS.values())))
+    assert len(tried) == min(NUM_KILLS, sum(len(stage.victims) for stage in STAGES.values()))
+
+
+def test_what_does_not_end_the_job_needs_nobody():
+    others = [outcome for outcome in OUTCOMES if outcome.kill.victim not in WITH_THE_JOB]
+    assert all(outcome.went_on_by_itself for outcome in others), list(map(str, others))
+
+
+def check_told(run: ChaosRun) -> None:
+    """A command whose cluster lost its head ends with one line that says what to do."""
+    codes, errors = run.deserted(), run.errors()
+    assert set(codes) <= {0, 1} and (run.retries or len(errors) == codes.count(1)), (codes, errors)
+    assert all("submit the same again" in line for line in errors), errors
+    assert "Traceback" not in run.log.read_text()
 
 
 def check_same(run_dir: Path, expected_dir: Path) -> None:
     """Each row once, and every column as in the other run; every step of training once, with the same loss."""
-    assert all(StageFolder(run_dir, stage).is_done() for stage in SIZES)
+    assert all(StageFolder(run_dir, stage).is_done() for stage in STAGES)
     for stage, names in KEYS.items():
         rows, expected = table(run_dir, stage), table(expected_dir, stage)
         assert len({tuple(row[name] for name in names) for row in rows}) == len(rows) == len(expected), stage

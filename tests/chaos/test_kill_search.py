@@ -17,7 +17,7 @@ import psutil
 from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.processes import MARK, marked, wait_for_end, wait_until
-from tests.searchruns import run_to_search
+from tests.searchruns import check_whole, run_to_search
 
 NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "6"))  # 32 by `make chaos`
 NUM_PROBLEMS = 6 * (NUM_KILLS + 1)
@@ -83,18 +83,4 @@ def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny
         driver = start(config, mark, log)
     assert driver.wait(timeout=800) == 0, log.read_text()[-3000:]
     assert sum(victims.values()) == NUM_KILLS and min(victims.values()) >= 1
-    check_whole(folder)
-
-
-def check_whole(folder: StageFolder) -> None:
-    """Every problem under both strategies, every candidate once, none failed, every parent there."""
-    rows = list(folder.rows())
-    keys = Counter((row["prompt_id"], row["strategy"], row["candidate"]) for row in rows)
-    assert set(keys.values()) == {1}
-    assert len({(prompt_id, strategy) for prompt_id, strategy, _ in keys}) == 2 * NUM_PROBLEMS
-    assert all(row["error"] is None and row["value"] is not None for row in rows)
-    parents = {(row["prompt_id"], row["strategy"], row["parent"]) for row in rows if row["parent"] != -1}
-    assert parents <= keys.keys()
-    of_best_of_n = Counter(row["prompt_id"] for row in rows if row["strategy"] == "best_of_n")
-    assert set(of_best_of_n.values()) == {8}
-    assert folder.is_done() and folder.manifest()["rows_out"] == len(rows)
+    check_whole(folder, NUM_PROBLEMS)

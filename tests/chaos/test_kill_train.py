@@ -1,21 +1,19 @@
 """SIGKILL of the driver in the middle of reference and of train; the same command goes on and loses nothing."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from prm_ray.tables import StageFolder
+from tests.processes import kill_when
 from tests.tables_by_hand import tiny_config, write_reference_table
 
+NUM_STEPS = 300
+"""Some seconds' worth, so that there is something to kill."""
 DRIVER = """
 import sys, pickle
 config, stage = pickle.load(open(sys.argv[1], "rb"))
@@ -38,22 +36,6 @@ def start_driver(tmp_path: Path, config, stage: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(arguments)])
 
 
-def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    """SIGKILL the driver once the condition holds, then what it leaves behind: its own Ray, by pid."""
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
-        assert time.monotonic() < deadline, "the condition never came"
-        time.sleep(0.02)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    for process in children:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(children, timeout=60)
-
-
 def read_metrics(folder: StageFolder) -> list[dict]:
     """Of the attempt that has got farthest."""
     paths = [*folder.path.glob("attempt-*/metrics.jsonl"), *folder.path.glob("metrics.jsonl")]
@@ -74,13 +56,13 @@ def config(tiny_model: str, tmp_path: Path):
 def test_training_goes_on_from_its_checkpoint_with_the_same_losses(
     values: dict[str, Any], tmp_path: Path, tiny_model: str
 ) -> None:
-    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0, **values}
+    settings = {"epochs": NUM_STEPS // 5, "checkpoint_every": 4, "validation_fraction": 0.0, **values}
     config = tiny_config(tmp_path / "run", tiny_model, train=settings)
     write_reference_table(config)
     folder = StageFolder(config.run.dir, "train")
     kill_when(start_driver(tmp_path, config, "train"), lambda: len(losses(folder)) >= 14)
     before = losses(folder)
-    assert len(before) < 60, "the run was over before it was killed"
+    assert len(before) < NUM_STEPS, "the run was over before it was killed"
     assert start_driver(tmp_path, config, "train").wait() == 0
     whole = tiny_config(tmp_path / "whole", tiny_model, train=config.train.model_dump())
     write_reference_table(whole)
@@ -88,7 +70,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_same_losses(
     assert losses(folder) == losses(StageFolder(whole.run.dir, "train"))
     resumed_at = next(line["time"] for line in read_metrics(folder) if line["step"] > before[-1][0])
     kept = [line for line in read_metrics(folder) if line["time"] < resumed_at - 5]
-    assert len(kept) >= 12, "the second start did not go on from a checkpoint"
+    assert len(kept) >= 8, "the second start did not go on from the last checkpoint but one, or a newer one"
 
 
 def test_reference_keeps_finished_parts_and_doubles_nothing(config, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.processes import MARK, marked, wait_until
 from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_PARTS = 60
+NUM_PARTS, NUM_STEPS = 60, 300
 SLOW_JUDGE = """
 import time
 from tests.judges import even_length
@@ -42,7 +42,7 @@ def start(config: RunConfig, stage: str, mark: str, log: Path) -> subprocess.Pop
 
 
 def to_train(run_dir: Path, model: str, **train: Any) -> RunConfig:
-    settings = {"epochs": 12, "checkpoint_every": 4, "validation_fraction": 0.0, **train}
+    settings = {"epochs": NUM_STEPS // 5, "checkpoint_every": 4, "validation_fraction": 0.0, **train}
     config = tiny_config(run_dir, model, train=settings)
     stages = config.before("train")
     mark_done(config, stages[:-1])
@@ -68,7 +68,7 @@ def test_a_newer_attempt_at_training_goes_on_where_the_older_is_which_ends(
     for process in hanging:
         process.suspend()
     num_before = len(read_metrics(folder))
-    assert num_before < 60, "the older attempt was through before it hung"
+    assert num_before < NUM_STEPS, "the older attempt was through before it hung"
     newer = start(config, "train", mark, tmp_path / "newer.log")
     wait_until(lambda: len(read_metrics(folder)) > num_before or newer.poll() is not None, 480, "step of the newer one")
     for process in hanging:

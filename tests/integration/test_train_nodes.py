@@ -17,7 +17,7 @@ from tests.chaos.test_kill_train import read_metrics
 from tests.clusters import SmallCluster, small_cluster
 from tests.integration.test_submit import Client
 from tests.processes import wait_until
-from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
+from tests.tables_by_hand import finish_up_to_training, tiny_config
 
 pytestmark = pytest.mark.slow
 NUM_NODES = 3
@@ -42,10 +42,7 @@ def client(cluster: SmallCluster, tmp_path_factory: pytest.TempPathFactory) -> C
 def run_to_train(client: Client, run_dir: Path, model: str, **train: Any) -> RunConfig:
     """A run with all but `train` done, and its config as `NAME.json` in the client's folder."""
     config = tiny_config(run_dir, model, train=SETTINGS | train)
-    stages = config.before("train")
-    mark_done(config, stages[:-1])
-    write_reference_table(config)
-    mark_done(config, stages[-1:], after=stages[-2])
+    finish_up_to_training(config)
     (client.folder / f"{run_dir.name}.json").write_text(config.model_dump_json(by_alias=True))
     return config
 

@@ -120,7 +120,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused_in_one_line(adapter: s
 
 def test_an_adapter_folder_is_no_model_to_start_from(adapter: str) -> None:
     with pytest.raises(UserError, match=r"model\.name .* is an adapter folder; it must be a whole model"):
-        models.base_model_path(RunConfig.model_validate({"model": {"name": adapter}}))
+        models.base_model(RunConfig.model_validate({"model": {"name": adapter}}))
 
 
 @pytest.mark.parametrize("target", ["q_proj_", "lm_head", "embed_tokens", "proj"])

@@ -14,8 +14,8 @@ import pytest
 from prm_ray.config import RunConfig
 from prm_ray.entry import failing_in_one_line
 from prm_ray.errors import StorageError, UserError
+from prm_ray.metricslog import MetricsLog, tail_metrics
 from prm_ray.models import load_model
-from prm_ray.runlog import MetricsLog, tail_metrics
 from prm_ray.stages import takeover
 from prm_ray.stages.pipeline import known_cause, run_stage
 from prm_ray.stages.result import count_parts
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_and_the_next_start_goes_on(small_disk: Path, capsys
 LIMITED = """
 import resource, signal, sys
 from prm_ray.entry import failing_in_one_line
-from prm_ray.runlog import MetricsLog
+from prm_ray.metricslog import MetricsLog
 from prm_ray.tables import StageFolder, write_json
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "settings", "overrides", "config", "schemas", "storage", "objectstore", "folders"}
-FOUNDATION |= {"attempts", "parquetfiles", "tables", "runlog"}
+FOUNDATION |= {"attempts", "parquetfiles", "tables", "runlog", "metricslog"}
 MODULES = {"arithmetic", "problems", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "texts", "scorer", "headscorer"),
-    *("publishedformats", "publishedscorer", "damage", "modelcache"),
+    *("publishedformats", "publishedscorer", "damage", "modelcache", "embeddedmodel"),
 }
 BELOW_STAGES = FOUNDATION | MODULES | ENGINES | {"core"}
 MAY_IMPORT = {
@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "attempts": {"errors", "storage", "objectstore", "folders"},
     "parquetfiles": {"errors", "storage", "objectstore", "folders", "attempts"},
     "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts", "parquetfiles"},
-    "runlog": {"errors", "storage"},
+    "runlog": set(),
+    "metricslog": {"errors", "storage", "objectstore", "folders"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},
@@ -39,8 +40,9 @@ MAY_IMPORT = {
     "dataselection": FOUNDATION,
     "damage": set(),
     "modelcache": {"errors", "objectstore"},
+    "embeddedmodel": {"errors", "modelcache"},
     "adapters": {"errors", "damage", "modelcache"},
-    "models": FOUNDATION | {"core", "adapters", "damage", "modelcache"},
+    "models": FOUNDATION | {"core", "adapters", "damage", "embeddedmodel", "modelcache"},
     "fingerprints": {"adapters", "models", "tables"},
     "texts": FOUNDATION | {"core", "models"},
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},

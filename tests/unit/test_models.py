@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from prm_ray import models
+from prm_ray.config import RunConfig
+from prm_ray.embeddedmodel import EMBEDDED
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint
 from prm_ray.settings import Example, PromptSection
@@ -95,6 +97,13 @@ def test_a_prm_finds_its_reference_after_both_have_moved(tmp_path: Path) -> None
     old.rename(tmp_path / "new")
     assert models.read_prm_json(tmp_path / "new/checkpoint")["reference"] == str(tmp_path / "new/warmup")
     assert str(tmp_path) not in json.dumps((tmp_path / "new/checkpoint/prm.json").read_text())
+
+
+def test_the_embedded_model_keeps_its_name_so_that_every_machine_finds_its_own_copy(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"run": {"dir": str(tmp_path)}, "model": {"name": EMBEDDED}})
+    assert models.base_model(config) == models.reference_model(config) == EMBEDDED
+    models.write_prm_json(tmp_path, {"reference": models.reference_model(config)})
+    assert models.read_prm_json(tmp_path)["reference"] == EMBEDDED
 
 
 def test_parameters_are_counted_without_the_table_that_tokens_are_looked_up_in(tiny_model: str, tmp_path: Path) -> None:

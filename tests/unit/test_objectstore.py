@@ -1,19 +1,24 @@
 """Runs in an S3 bucket (a server on the loopback address): conditional writes, tables, reports, attempts."""
 
+import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from prm_ray import objectstore
+from prm_ray import modelcache, objectstore
+from prm_ray.adapters import AdapterSettings, add_adapter, has_adapter, save_weights
 from prm_ray.compare.compare import compare_words
 from prm_ray.config import RunConfig, load_config
 from prm_ray.errors import StorageError, TakenOverError, UserError
-from prm_ray.models import resolve_model, write_prm_json
+from prm_ray.models import load_model, load_tokenizer, resolve_model, write_prm_json
 from prm_ray.objectstore import ObjectFolder, file_system, location
 from prm_ray.parquetfiles import read_parquet
 from prm_ray.problems import read_rows
@@ -172,8 +177,7 @@ def test_a_part_that_is_cut_off_is_named(bucket: Path):
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (lambda at: run_all(load_config(at, ["run.dir=s3://b/x"])), "train needs a model of this run on a disk that"),
-        (lambda at: run_stage(load_config(at, ["run.dir=s3://b/x"]), "policy"), "train needs a model of this run on a"),
+        (lambda at: run_all(load_config(at, ["run.dir=s3://b/x"])), r"'s3://b/x' cannot be reached: "),
         (
             lambda at: load_config(at, ["run.dir=nowhere://x"]),
             r"run\.dir: .nowhere://x. is an address that fsspec",
@@ -182,7 +186,7 @@ def test_a_part_that_is_cut_off_is_named(bucket: Path):
         (lambda at: compare_words(["a"], "s3://b/out"), r"--out .s3://b/out. must be a folder of this machine"),
         (
             lambda at: run_all(load_config(at, ["model.name=s3://b/m"])),
-            "model.name .s3://b/m. must be a folder that all",
+            r"'s3://b/m' cannot be reached: ",
         ),
     ],
 )
@@ -224,6 +228,37 @@ def test_a_model_is_copied_once_and_again_when_it_changes(stored: Path, tmp_path
     assert resolve_model(f"{stored}/checkpoint") != first
     with pytest.raises(UserError, match=r"s3://.*/nothing\' cannot be reached|nothing. does not exist"):
         resolve_model(f"{stored}/nothing")
+
+
+def test_of_the_workers_of_a_machine_one_fetches_a_model(stored: Path, monkeypatch: pytest.MonkeyPatch):
+    make_folder, fetched = modelcache.tempfile.mkdtemp, list[str]()
+
+    def note_and_make(**where: Any) -> str:
+        time.sleep(0.2)  # so that the others come meanwhile
+        fetched.append(make_folder(**where))
+        return fetched[-1]
+
+    monkeypatch.setattr(modelcache.tempfile, "mkdtemp", note_and_make)
+    with ThreadPoolExecutor(4) as workers:
+        found = set(workers.map(resolve_model, [f"{stored}/checkpoint"] * 4))
+    assert len(found) == len(fetched) == 1
+
+
+def test_an_adapter_there_is_loaded_over_the_base_beside_it(stored: Path, tmp_path: Path):
+    model = add_adapter(load_model(f"{stored}/warmup", "float32"), AdapterSettings(2, 4.0), seed=0)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_weights(
+        model, folder, {name: each for name, each in model.named_parameters() if "lora" in name}, torch.float32
+    )
+    load_tokenizer(f"{stored}/warmup").save_pretrained(folder)
+    write_prm_json(folder, {"base": f"{stored}/warmup", "reference": f"{stored}/warmup"}, home=stored / "adapter")
+    assert json.loads((folder / "prm.json").read_text()) == {"base": "../warmup", "reference": "../warmup"}
+    fs, root = file_system(stored / "adapter")
+    fs.put(str(folder), root, recursive=True)
+    assert has_adapter(load_model(f"{stored}/adapter", "float32"))
+    scorer = Scorer.from_pretrained(f"{stored}/adapter", dtype="float32")
+    assert scorer.reference is scorer.policy
 
 
 def test_a_server_finds_its_models_there_and_leaves_copying_to_its_replicas(stored: Path, tmp_path: Path):

@@ -1,8 +1,7 @@
-"""Jobs sent to a cluster that is made up: chains, retries, what is refused, and how a log is followed."""
+"""Jobs sent to a cluster that is made up: chains, retries, and what is refused."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from ray.job_submission import JobStatus
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import ClusterError, UserError
+from prm_ray.submitting import following
 from prm_ray.submitting import jobs as submitting_jobs
 from prm_ray.submitting import sender as submitting_sender
 from prm_ray.submitting.jobs import Jobs, Surroundings, exit_code, how_it_ended
@@ -77,7 +77,7 @@ class Cluster:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitting_jobs, "_LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(following, "_LOOK_AGAIN_SECONDS", 0.0)
     monkeypatch.setattr(submitting_sender, "_RETRY_SECONDS", 0.0)
 
 
@@ -199,24 +199,6 @@ def test_a_job_that_waits_for_room_is_asked_to_stop_and_not_waited_for(tmp_path:
     assert Jobs(cluster).stop(running).status == JobStatus.STOPPED
     with pytest.raises(ClusterError, match=f"job {waiting} is PENDING still: no node has had room"):
         Jobs(cluster).stop(waiting)
-
-
-def test_a_log_whose_connection_breaks_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    cluster = Cluster()
-    broken = [["first\nsec", ConnectionResetError("gone")], [OSError("refused")], ["first\n", "second\nthird\n"]]
-    cluster.connections = iter(broken)
-    assert sender(cluster).run(work(tmp_path)) == 0
-    assert capsys.readouterr().out == "first\nsecond\nthird\n"
-
-
-def test_a_cluster_that_stays_away_is_given_up_and_the_job_said_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(submitting_jobs, "_LOST_SECONDS", 0.05)
-    cluster = Cluster()
-    cluster.connections = itertools.repeat([OSError("refused")])
-    with pytest.raises(ClusterError, match=r"http://cluster does not answer: refused; the job may go on: prm-ray logs"):
-        sender(cluster).run(work(tmp_path))
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_or_stop_it(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prm_ray.config import RunConfig
-from prm_ray.models import base_model_path, decode, load_tokenizer
+from prm_ray.models import base_model, decode, load_tokenizer
 from prm_ray.parquetfiles import read_parquet
 from prm_ray.search.candidate import ROOT
 from prm_ray.stages.report import reward_colours
@@ -41,7 +41,7 @@ def search_examples(config: RunConfig, folder: StageFolder, arms: Arms) -> dict[
         return None
     chosen = _choose(config, arms.by_arm[arm], _one_sample(config, arms))
     tokenizer = load_tokenizer(
-        base_model_path(config), config.prompt.chat_template, config.model.trust_remote_code, needs_chat=False
+        base_model(config), config.prompt.chat_template, config.model.trust_remote_code, needs_chat=False
     )
     rows = _rows(folder, arm, [problem.prompt_id for _, problem in chosen])
     problems = [

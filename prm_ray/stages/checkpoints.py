@@ -1,0 +1,94 @@
+"""The checkpoints of a training run: written by every worker that holds state, stored by Ray Train behind the steps.
+
+A worker writes its share on a disk of its own machine and trains on; a thread copies that to the run's storage. Before
+the next one is written, the one before must be on record: so a machine never holds two, and what a kill can cost are
+the steps since the last but one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+
+from prm_ray.folders import remove_leftover, scratch_folder, storing
+from prm_ray.objectstore import arrow_file_system, file_system, is_remote
+from prm_ray.stages.takeover import STORAGE, TAKEN
+from prm_ray.storage import writing
+from prm_ray.tables import StageFolder
+from prm_ray.trainer import Trainer
+
+
+def storage_settings(storage: Path) -> dict[str, Any]:
+    """Where Ray Train keeps checkpoints, as its settings say it."""
+    if is_remote(storage):
+        return {"storage_path": file_system(storage)[1], "storage_filesystem": arrow_file_system(storage)}
+    return {"storage_path": str(storage.resolve())}
+
+
+def stored_checkpoint(state: Path) -> Checkpoint:
+    """A state on a disk, or at an address: from there the workers of a machine that get this very object fetch it
+    once."""
+    if is_remote(state):
+        return Checkpoint(file_system(state)[1], arrow_file_system(state))
+    return Checkpoint.from_directory(state)
+
+
+class Checkpoints:
+    """Those of one worker in one attempt."""
+
+    def __init__(self, folder: StageFolder):
+        self._workspace = folder.shared_workspace
+        rank = ray.train.get_context().get_world_rank()
+        self._drafts = scratch_folder(folder.path / f"checkpoints-{rank:05d}")
+        self._remove_drafts()  # of a worker that was killed here
+        self._has_reported, self._owns_what_was_taken = False, rank == 0
+
+    def resume(self, trainer: Trainer, taken: Checkpoint | None) -> None:
+        """Go on from the last one that is on record, or from the state that was taken over, or from the start."""
+        checkpoint = ray.train.get_checkpoint() or taken
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                trainer.load_state(Path(folder))
+
+    def save(self, trainer: Trainer, loss: float) -> None:
+        """Write this worker's share and have it stored. Raises `StorageError` if the machine's disk is full."""
+        self.settle()
+        checkpoint = None
+        if trainer.has_state:
+            self._drafts.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self._drafts))
+            with writing(folder):
+                trainer.save_state(folder)
+            checkpoint = Checkpoint.from_directory(folder)
+        ray.train.report(
+            {"loss": loss, "step": trainer.num_steps},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._store,
+        )
+        self._has_reported = True
+
+    def settle(self) -> None:
+        """Wait until Ray has the last one on record; from then on nothing that was taken over is needed."""
+        if self._has_reported:
+            ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+            if self._owns_what_was_taken:
+                remove_leftover(self._workspace / TAKEN)
+                self._owns_what_was_taken = False
+
+    def close(self) -> None:
+        self.settle()
+        self._remove_drafts()
+
+    def _remove_drafts(self) -> None:
+        shutil.rmtree(self._drafts.parent, ignore_errors=True)
+
+    def _store(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        """In a thread. A failure is told in one line, as everywhere."""
+        with storing(self._workspace / STORAGE):
+            return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)

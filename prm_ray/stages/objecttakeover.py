@@ -1,0 +1,76 @@
+"""`takeover` where the run lies in an object store: there are no links and no renames, so the state is copied, and an
+object that is put last says that it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prm_ray.attempts import workspaces
+from prm_ray.errors import UserError
+from prm_ray.folders import remove_leftover, write_file
+from prm_ray.metricslog import METRICS_FILE
+from prm_ray.objectstore import ObjectFolder, copy_tree
+from prm_ray.storage import bytes_writer, json_writer
+from prm_ray.tables import StageFolder
+
+_WHOLE = "whole.json"
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class _State:
+    place: Path
+    """Workspace of the attempt that it is of."""
+    path: Path
+    step: int
+
+
+def take_over(folder: StageFolder, storage: str, taken: str) -> Path | None:
+    """As `takeover.taken_over`; `storage` is Ray's folder in a workspace, `taken` the one to copy to."""
+    mine = folder.shared_workspace
+    others = [folder.path / name for name in workspaces(ObjectFolder(folder.path)) if folder.path / name != mine]
+    if others:
+        _take_newest(mine, others, storage, taken)
+        folder.check()
+        for place in others:
+            remove_leftover(place)
+    return mine / taken if ObjectFolder(mine / taken).has(_WHOLE) else None
+
+
+def _take_newest(mine: Path, places: list[Path], storage: str, taken: str) -> None:
+    """One that is still trained at may lose its checkpoint to the next one meanwhile; then that is tried."""
+    for _ in range(_TRIES):
+        newest = max(_states(places, storage, taken), key=lambda state: state.step, default=None)
+        if newest is None:
+            return
+        with suppress(FileNotFoundError):
+            _take(newest, mine, taken)
+            return
+    raise UserError(f"the checkpoints in {str(mine.parent)!r} come and go: is another attempt at work there?")
+
+
+def _take(state: _State, mine: Path, taken: str) -> None:
+    copy_tree(state.path, mine / taken)
+    if (metrics := ObjectFolder(state.place).read(METRICS_FILE)) is not None:
+        write_file(mine / METRICS_FILE, bytes_writer(metrics))
+    write_file(mine / taken / _WHOLE, json_writer({"step": state.step}))
+
+
+def _states(places: list[Path], storage: str, taken: str) -> Iterator[_State]:
+    """Of each place its last checkpoint that Ray has on record, or the one that it has itself taken over."""
+    for place in places:
+        record = _read(place, f"{storage}/checkpoint_manager_snapshot.json") or {}
+        if (latest := record.get("latest_checkpoint_result")) is not None:
+            yield _State(place, place / storage / latest["checkpoint_dir_name"], latest["metrics"]["step"])
+        elif (whole := _read(place, f"{taken}/{_WHOLE}")) is not None:
+            yield _State(place, place / taken, whole["step"])
+
+
+def _read(place: Path, name: str) -> dict[str, Any] | None:
+    content = ObjectFolder(place).read(name)
+    return None if content is None else json.loads(content)

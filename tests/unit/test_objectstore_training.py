@@ -1,0 +1,148 @@
+"""What a training run keeps in an S3 bucket: its metrics, and what the next attempt takes over."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prm_ray import objectstore
+from prm_ray.errors import TakenOverError, UserError
+from prm_ray.metricslog import METRICS_FILE, MetricsLog, tail_metrics
+from prm_ray.objectstore import ObjectFolder, file_system
+from prm_ray.stages import objecttakeover
+from prm_ray.stages.takeover import RUN_NAME, STORAGE, TAKEN, taken_over
+from prm_ray.tables import StageFolder
+from tests.s3 import new_bucket, s3_server
+from tests.unit.test_attempts import attempt_at
+
+pytest.importorskip("moto")
+pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket(server: dict[str, str]) -> Path:
+    return new_bucket()
+
+
+def killed_training(run_dir: Path, step: int) -> StageFolder:
+    """What an attempt leaves that was killed behind its checkpoint of this step."""
+    folder = attempt_at(run_dir, "train")
+    fit = folder.shared_workspace / STORAGE / RUN_NAME
+    for number in range(2):
+        (fit / f"checkpoint_{step}" / f"state-{number:05d}-of-00002.safetensors").write_bytes(b"%d" % step)
+    latest = {"checkpoint_dir_name": f"checkpoint_{step}", "metrics": {"loss": 0.5, "step": step}}
+    (fit / "checkpoint_manager_snapshot.json").write_text(json.dumps({"latest_checkpoint_result": latest}))
+    lines = [json.dumps({"step": number + 1}) + "\n" for number in range(step + 2)]
+    (folder.shared_workspace / METRICS_FILE).write_text("".join(lines))
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    fs, root = file_system(folder)
+    return {name.removeprefix(f"{root}/") for name in fs.find(root)}
+
+
+def test_a_new_attempt_takes_over_the_checkpoint_of_the_one_that_got_farthest(bucket: Path):
+    older = killed_training(bucket / "run", 8)
+    newer = attempt_at(bucket / "run", "train")
+    state = taken_over(newer)
+    assert state == newer.shared_workspace / TAKEN and not names(older.shared_workspace)
+    third = attempt_at(bucket / "run", "train")  # the second was killed before it had a checkpoint of its own
+    state = taken_over(third)
+    assert state is not None and {(state / f"state-0000{n}-of-00002.safetensors").read_bytes() for n in (0, 1)} == {
+        b"8"
+    }
+    MetricsLog(third.shared_workspace / METRICS_FILE, 8)
+    assert (third.shared_workspace / METRICS_FILE).read_text().splitlines()[-1] == '{"step": 8}'
+    with pytest.raises(TakenOverError):
+        older.check()
+
+
+def test_of_several_the_farthest_is_taken(bucket: Path):
+    killed_training(bucket / "run", 12)
+    killed_training(bucket / "run", 4)
+    state = taken_over(attempt_at(bucket / "run", "train"))
+    assert state is not None and (state / "state-00000-of-00002.safetensors").read_bytes() == b"12"
+
+
+def test_a_first_attempt_takes_over_nothing(bucket: Path):
+    assert taken_over(attempt_at(bucket / "run", "train")) is None
+    attempt_at(bucket / "other", "train")
+    assert taken_over(attempt_at(bucket / "other", "train")) is None
+
+
+def test_a_takeover_that_was_killed_half_way_is_done_again(bucket: Path, monkeypatch: pytest.MonkeyPatch):
+    class Killed(BaseException):
+        pass
+
+    def copy_half(source: Path, target: Path) -> None:
+        (target / "state-00000-of-00002.safetensors").write_bytes(b"half")
+        raise Killed
+
+    killed_training(bucket / "run", 8)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(objecttakeover, "copy_tree", copy_half)
+        taken_over(attempt_at(bucket / "run", "train"))
+    newer = attempt_at(bucket / "run", "train")
+    state = taken_over(newer)
+    assert state is not None and (state / "state-00000-of-00002.safetensors").read_bytes() == b"8"
+    assert {name.split("/")[0] for name in names(newer.path) if name.startswith("attempt-")} == {
+        newer.shared_workspace.name
+    }
+
+
+def test_a_checkpoint_that_goes_while_it_is_copied_makes_way_for_the_next(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+):
+    older = killed_training(bucket / "run", 8)
+
+    def copy_as_the_next_is_stored(source: Path, target: Path) -> None:
+        monkeypatch.setattr(objecttakeover, "copy_tree", objectstore.copy_tree)
+        fit = older.shared_workspace / STORAGE / RUN_NAME
+        (fit / "checkpoint_10" / "state-00000-of-00001.safetensors").write_bytes(b"10")
+        latest = {"checkpoint_dir_name": "checkpoint_10", "metrics": {"loss": 0.5, "step": 10}}
+        (fit / "checkpoint_manager_snapshot.json").write_text(json.dumps({"latest_checkpoint_result": latest}))
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(objecttakeover, "copy_tree", copy_as_the_next_is_stored)
+    state = taken_over(attempt_at(bucket / "run", "train"))
+    assert state is not None and (state / "state-00000-of-00001.safetensors").read_bytes() == b"10"
+
+
+def test_checkpoints_that_keep_going_are_told_in_one_line(bucket: Path, monkeypatch: pytest.MonkeyPatch):
+    def gone(source: Path, target: Path) -> None:
+        raise FileNotFoundError(source)
+
+    older = killed_training(bucket / "run", 8)
+    monkeypatch.setattr(objecttakeover, "copy_tree", gone)
+    with pytest.raises(UserError, match=r"checkpoints in 's3://.*' come and go"):
+        taken_over(attempt_at(bucket / "run", "train"))
+    assert names(older.shared_workspace), "nothing is removed that was not taken"
+
+
+def test_metrics_are_there_after_a_flush_and_are_followed(bucket: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("prm_ray.metricslog._PUT_SECONDS", 0.2)
+    path, finished, seen = bucket / "run" / METRICS_FILE, threading.Event(), []
+    follower = threading.Thread(target=lambda: seen.extend(tail_metrics(path, finished)))
+    follower.start()
+    log = MetricsLog(path)
+    for step in range(1, 6):
+        log.write(step, loss=0.5)
+    log.flush()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    log = MetricsLog(path, resume_step=3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    log.write(4, loss=0.25)
+    log.flush()
+    finished.set()
+    follower.join(timeout=60)
+    assert seen[-1]["step"] == 4 and seen[-1]["loss"] == 0.25
+    assert ObjectFolder(bucket / "run").names() == [METRICS_FILE]
