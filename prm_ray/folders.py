@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -79,7 +80,7 @@ def remove_leftover(path: Path) -> None:
 
 
 def scratch_folder(path: Path) -> Path:
-    """Where on this machine to write what will lie at that address."""
-    folder = Path(tempfile.gettempdir()) / "prm_ray" / sha256(str(path).encode()).hexdigest()[:16] / path.name
+    """Where on this machine to write what will lie at that path or address; each user has another place."""
+    folder = Path(tempfile.gettempdir()) / f"prm_ray-{os.getuid()}" / sha256(str(path).encode()).hexdigest()[:16] / path.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
