@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from prm_ray import objectstore
+from prm_ray.errors import StorageError
 from prm_ray.objectstore import ObjectFolder, is_remote
 from prm_ray.storage import HeldFolder, Write, writing
 
@@ -80,7 +81,12 @@ def remove_leftover(path: Path) -> None:
 
 
 def scratch_folder(path: Path) -> Path:
-    """Where on this machine to write what will lie at that path or address; each user has another place."""
-    folder = Path(tempfile.gettempdir()) / f"prm_ray-{os.getuid()}" / sha256(str(path).encode()).hexdigest()[:16] / path.name
+    """Where on this machine to write what will lie at that path or address. Raises `StorageError` if somebody else has
+    made the place, and so could read and change what is in it."""
+    base = Path(tempfile.gettempdir()) / f"prm_ray-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    if base.is_symlink() or base.stat().st_uid != os.getuid():
+        raise StorageError(f"{str(base)!r} must be a folder of yours: set TMPDIR to another place for such files")
+    folder = base / sha256(str(path).encode()).hexdigest()[:16] / path.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "schemas": {"settings"},
     "storage": {"errors"},
     "objectstore": {"errors", "storage"},
-    "folders": {"objectstore", "storage"},
+    "folders": {"errors", "objectstore", "storage"},
     "attempts": {"errors", "storage", "objectstore", "folders"},
     "parquetfiles": {"errors", "storage", "objectstore", "folders", "attempts"},
     "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts", "parquetfiles"},

@@ -18,6 +18,7 @@ from prm_ray.adapters import AdapterSettings, add_adapter, has_adapter, save_wei
 from prm_ray.compare.compare import compare_words
 from prm_ray.config import RunConfig, load_config
 from prm_ray.errors import StorageError, TakenOverError, UserError
+from prm_ray.folders import scratch_folder
 from prm_ray.models import load_model, load_tokenizer, resolve_model, write_prm_json
 from prm_ray.objectstore import ObjectFolder, file_system, location
 from prm_ray.parquetfiles import read_parquet
@@ -278,3 +279,13 @@ def test_a_bucket_that_is_not_there_and_a_server_that_is_not_are_told(
         run_stage(config, "generate")
     with pytest.raises(StorageError, match=r"cannot be written: .*bucket does not exist"):
         ObjectFolder(location("s3://no-such-bucket/x")).replace("a", json_writer(1))
+
+
+def test_what_is_on_its_way_lies_in_a_folder_that_nobody_else_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = scratch_folder(location("s3://b/run/checkpoint"))
+    assert folder.is_dir() and folder.parents[1].stat().st_mode & 0o077 == 0
+    folder.parents[1].rename(tmp_path / "elsewhere")
+    folder.parents[1].symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"prm_ray-\d+. must be a folder of yours: set TMPDIR"):
+        scratch_folder(tmp_path)
