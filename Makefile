@@ -31,7 +31,7 @@ test-unit: $(STAMP)  ## tests without Ray, a few minutes
 	$(BIN)/python -m pytest tests/unit
 
 chaos: $(STAMP)  ## the tests that kill processes, with all kills
-	PRM_RAY_CHAOS_KILLS=32 $(BIN)/python -m pytest tests/chaos
+	PRM_RAY_CHAOS_KILLS=32 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30 tests/chaos
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

@@ -16,7 +16,6 @@ num_test = 16
 [warmup]
 enabled = true
 num_problems = 96
-epochs = 4
 lr = 1e-3
 batch_size = 8
 checkpoint_every = 4
@@ -34,7 +33,6 @@ num_workers = 2
 step_rule = "newline"
 num_workers = 2
 [train]
-epochs = 4
 lr = 1e-3
 batch_size = 8
 checkpoint_every = 6
@@ -77,11 +75,11 @@ _TRAIN_WORKER = {"train worker": "ray::RayTrainWorker"}
 _DATA_WORKER = {"data worker": "ray::MapWorker"}
 _ALL = ("node", *WITH_THE_JOB)
 STAGES = {
-    "warmup": Stage(48, _TRAIN_WORKER),
+    "warmup": Stage(12, _TRAIN_WORKER),
     "generate": Stage(32, {"engine's actor": "ray::MapWorker"}, _ALL),
     "label": Stage(32, _DATA_WORKER),
     "reference": Stage(32, _DATA_WORKER),
-    "train": Stage(96, _TRAIN_WORKER, _ALL),
+    "train": Stage(24, _TRAIN_WORKER, _ALL),
     "score": Stage(32, _DATA_WORKER),
     "rerank": Stage(8, pause=0.0),
     "evaluate": Stage(1, pause=0.4),

@@ -15,7 +15,7 @@ from tests.chaos.test_kill_train import losses
 from tests.processes import wait_until
 from tests.tables_by_hand import finish_up_to_training, tiny_config
 
-NUM_STEPS = 300
+NUM_STEPS = 80
 TRAINING = {
     "epochs": NUM_STEPS // 5,
     "checkpoint_every": 4,

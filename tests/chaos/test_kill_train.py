@@ -12,8 +12,8 @@ from prm_ray.tables import StageFolder
 from tests.processes import kill_when
 from tests.tables_by_hand import tiny_config, write_reference_table
 
-NUM_STEPS = 300
-"""Some seconds' worth, so that there is something to kill."""
+NUM_STEPS = 60
+"""With a checkpoint every four, each of which waits a second or two for Ray to have the one before on record."""
 DRIVER = """
 import sys, pickle
 config, stage = pickle.load(open(sys.argv[1], "rb"))

@@ -18,7 +18,7 @@ from tests.processes import MARK, marked, wait_until
 from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_PARTS, NUM_STEPS = 60, 300
+NUM_PARTS = NUM_STEPS = 60
 SLOW_JUDGE = """
 import time
 from tests.judges import even_length
