@@ -14,6 +14,7 @@ from typing import Any
 from prm_ray.errors import StorageError
 from prm_ray.folders import open_folder, write_file
 from prm_ray.objectstore import is_remote
+from prm_ray.runlog import log
 from prm_ray.storage import bytes_writer, writing
 
 METRICS_FILE = "metrics.jsonl"
@@ -60,12 +61,20 @@ class MetricsLog:
 def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file as they are written, until `finished` is set and none is left."""
     position: tuple[int, int] = (-1, 0)
+    is_away = False
     while True:
         last_look = finished.wait(_PUT_SECONDS if is_remote(path) else 0.5)
         look = _new_objects if is_remote(path) else _new_lines
-        with suppress(FileNotFoundError, StorageError):  # not there yet, or a store that is out of reach for a while
-            lines, position = look(path, position)
-            yield from map(json.loads, lines)
+        lines: list[str] = []
+        try:
+            with suppress(FileNotFoundError):  # not there yet
+                lines, position = look(path, position)
+            is_away = False
+        except StorageError as error:
+            if not is_away:
+                log.warning("%s; training waits until it answers", error)
+            is_away = True
+        yield from map(json.loads, lines)
         if last_look:
             return
 

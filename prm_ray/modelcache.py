@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ def local_copy(name: str) -> str:
     """The folder itself, or of an address the copy on this machine. Raises `UserError` if there is no model."""
     if not is_remote(name):
         return name
-    source = location(name)
+    source, files = location(name), dict[str, str]()
     with reading_from(source):
-        files = _files(source)
+        with suppress(FileNotFoundError):
+            files = _files(source)
         if "config.json" not in files and "adapter_config.json" not in files:
             raise UserError(f"model {name!r} does not exist; it must be the address of a model folder")
         key = sha256(repr((str(source), sorted(files.items()))).encode()).hexdigest()[:16]

@@ -18,7 +18,8 @@ from prm_ray.errors import StorageError, UserError
 from prm_ray.storage import Write
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://")
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_PACKAGES = {**dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")), **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs"))}
+"""Protocol -> its package, and the extra of this project that installs it."""
 _MULTIPART_BYTES = 16 * 1024 * 1024
 """Of a piece of an object on S3; what is at least twice as large is written in pieces."""
 
@@ -41,10 +42,12 @@ def location(name: str | Path) -> Path:
 
         path = UPath(str(name).rstrip("/"), use_listings_cache=False)
         _ = path.fs
-    except ModuleNotFoundError:
-        package = _PACKAGES.get(protocol, "the package that fsspec names for it")
-        raise UserError(f"{str(name)!r} needs universal_pathlib and {package}: pip install 'prm-ray[s3]'") from None
-    except (ValueError, ImportError) as error:
+    except ImportError:
+        package, extra = _PACKAGES.get(protocol, ("the package that fsspec names for it", "s3"))
+        raise UserError(
+            f"{str(name)!r} needs universal_pathlib and {package}: pip install 'prm-ray[{extra}]'"
+        ) from None
+    except ValueError as error:
         raise UserError(f"{str(name)!r} is an address that fsspec does not know: {error}") from None
     return cast(Path, path)
 

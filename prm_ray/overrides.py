@@ -26,7 +26,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
 def _apply_override(data: dict[str, Any], override: str) -> None:
     match = re.fullmatch(r"(\w+)\.(\w+)(?:\.([^=\s]+))?=(.*)", override, flags=re.DOTALL)
     if not match:
-        raise UserError(f"override {override!r} must have the form section.key=value")
+        raise UserError(f"override {override!r} must have the form section.key=value (or be a stage, behind --fresh)")
     *path, text = (part for part in match.groups() if part is not None)
     if path == ["run", "dir"] and not text.strip():
         raise UserError(f"override {override!r} is empty: run.dir must be a folder, or left out for the file's own")

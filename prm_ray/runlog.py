@@ -70,7 +70,7 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """`1 h 12 min`, `3 min`, `40 s`."""
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
     hours, minutes = divmod(round(seconds / 60), 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{round(seconds)} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

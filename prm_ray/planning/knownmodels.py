@@ -8,6 +8,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from prm_ray.errors import UserError
+from prm_ray.objectstore import is_remote, location, reading_from
 from prm_ray.planning.shapes import Shape, shape_of
 
 _QWEN_25 = {  # hidden, layers, intermediate, heads, key-value heads, vocabulary, tied
@@ -52,6 +53,9 @@ _SECONDS = 5
 
 def model_shape(name: str) -> tuple[Shape, str]:
     """The shape of a folder or hub id, and where it was read. Raises `UserError` saying what to give instead."""
+    if is_remote(name):
+        with reading_from(config := location(name) / "config.json"):
+            return shape_of(_parsed(config.read_text(encoding="utf-8"), name), name), name
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return shape_of(_parsed((folder / "config.json").read_text(encoding="utf-8"), name), name), str(folder)

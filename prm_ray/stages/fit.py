@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,8 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     failure = workspace / _FAILURE
     failure.unlink(missing_ok=True)
     try:
-        trainer.fit()
+        with _interruptible():
+            trainer.fit()
     except Exception:
         plan.folder.check()  # whoever takes over removes what Ray was about to write
         raise
@@ -126,6 +128,20 @@ def fit(plan: FitPlan, num_steps: int) -> None:
         raise NonFiniteLossError(failure.read_text(encoding="utf-8"))
     if plan.folder.attempt is None:
         remove_leftover(workspace / STORAGE)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises `KeyboardInterrupt`, as everywhere: Ray Train takes it for itself, for good, and ends the process as
+    if all had gone well."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _worker_loop(config: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from prm_ray.submitting.work import FOLDER_KEY, VERB_KEY, WORDS_KEY
 
 _STAGE_LINE = re.compile(rf"^\S+ ({'|'.join((*STAGES, *MEASUREMENTS))}) +(?:starts|goes on|done|already done) ", re.M)
 """What the pipeline logs when a stage begins or ends."""
+_NOBODYS = re.compile(r"\((?:autoscaler|raylet|gcs_server)\b")
+"""How lines begin that are in every job's log, about other jobs too."""
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TABLE = ("ID", "STATE", "WORK", "SINCE", "FOLDER")
 
@@ -34,6 +36,7 @@ def one_job(job: Any, log: str) -> str:
     about = job.metadata or {}
     work = f"{about[VERB_KEY]} {about[WORDS_KEY]}" if VERB_KEY in about else job.entrypoint
     lines = [line.strip() for line in re.split(r"[\r\n]", _COLOUR.sub("", log)) if line.strip()]
+    own = [line for line in lines if not _NOBODYS.match(line)]
     facts = {
         "job": job.submission_id,
         "state": f"{job.status}, {_since(job)}",
@@ -42,7 +45,7 @@ def one_job(job: Any, log: str) -> str:
         "stage": stage_in(log),
         "folder": about.get(FOLDER_KEY),
         "message": _message(job),
-        "last line": lines[-1] if lines else None,
+        "last line": own[-1] if own else None,
     }
     return "\n".join(f"{name:<9}  {value}" for name, value in facts.items() if value)
 

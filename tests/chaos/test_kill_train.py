@@ -1,6 +1,7 @@
 """SIGKILL of the driver in the middle of reference and of train; the same command goes on and loses nothing."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 
 from prm_ray.tables import StageFolder
-from tests.processes import kill_when
-from tests.tables_by_hand import tiny_config, write_reference_table
+from tests.processes import kill_when, wait_until
+from tests.tables_by_hand import finish_up_to_training, tiny_config, write_reference_table
 
 NUM_STEPS = 60
 """With a checkpoint every four, each of which waits a second or two for Ray to have the one before on record."""
@@ -71,6 +72,21 @@ def test_training_goes_on_from_its_checkpoint_with_the_same_losses(
     resumed_at = next(line["time"] for line in read_metrics(folder) if line["step"] > before[-1][0])
     kept = [line for line in read_metrics(folder) if line["time"] < resumed_at - 5]
     assert len(kept) >= 8, "the second start did not go on from the last checkpoint but one, or a newer one"
+
+
+def test_ctrl_c_in_training_is_told_and_no_success(tmp_path: Path, tiny_model: str) -> None:
+    config = tiny_config(tmp_path / "run", tiny_model, train={"epochs": NUM_STEPS // 5, "checkpoint_every": 4})
+    finish_up_to_training(config)
+    (tmp_path / "run.json").write_text(config.model_dump_json(by_alias=True))
+    command = [sys.executable, "-m", "prm_ray", "train", str(tmp_path / "run.json")]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    folder = StageFolder(config.run.dir, "train")
+    wait_until(lambda: len(losses(folder)) >= 6 or driver.poll() is not None, 400, "sixth step")
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 130, said[-3000:]
+    assert said.splitlines()[-1].startswith("prm-ray: error: interrupted; what is finished is kept")
+    assert 6 <= len(losses(folder)) < NUM_STEPS and not folder.is_done()
 
 
 def test_reference_keeps_finished_parts_and_doubles_nothing(config, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "parquetfiles": {"errors", "storage", "objectstore", "folders", "attempts"},
     "tables": {"errors", "schemas", "storage", "objectstore", "folders", "attempts", "parquetfiles"},
     "runlog": set(),
-    "metricslog": {"errors", "storage", "objectstore", "folders"},
+    "metricslog": {"errors", "storage", "objectstore", "folders", "runlog"},
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},

@@ -187,7 +187,7 @@ def test_a_part_that_is_cut_off_is_named(bucket: Path):
         (lambda at: compare_words(["a"], "s3://b/out"), r"--out .s3://b/out. must be a folder of this machine"),
         (
             lambda at: run_all(load_config(at, ["model.name=s3://b/m"])),
-            r"'s3://b/m' cannot be reached: ",
+            r"model 's3://b/m' does not exist; it must be the address of a model folder",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """What a training run keeps in an S3 bucket: its metrics, and what the next attempt takes over."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prm_ray import objectstore
-from prm_ray.errors import TakenOverError, UserError
+from prm_ray.errors import StorageError, TakenOverError, UserError
 from prm_ray.metricslog import METRICS_FILE, MetricsLog, tail_metrics
 from prm_ray.objectstore import ObjectFolder, file_system
 from prm_ray.stages import objecttakeover
@@ -126,6 +127,27 @@ def test_checkpoints_that_keep_going_are_told_in_one_line(bucket: Path, monkeypa
     with pytest.raises(UserError, match=r"checkpoints in 's3://.*' come and go"):
         taken_over(attempt_at(bucket / "run", "train"))
     assert names(older.shared_workspace), "nothing is removed that was not taken"
+
+
+def test_a_store_that_is_out_of_reach_is_said_once_and_followed_on(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("prm_ray.metricslog._PUT_SECONDS", 0.01)
+    monkeypatch.setattr(logging.getLogger("prm_ray"), "propagate", True)
+    path, finished, read = bucket / "run" / METRICS_FILE, threading.Event(), ObjectFolder.read
+    answers = iter([False, False, True])
+
+    def sometimes(folder: ObjectFolder, name: str) -> bytes | None:
+        if next(answers, True):
+            return read(folder, name)
+        raise StorageError("'s3://x' cannot be read: refused")
+
+    path.write_text('{"step": 1}\n')
+    monkeypatch.setattr(ObjectFolder, "read", sometimes)
+    for line in tail_metrics(path, finished):
+        assert line == {"step": 1}
+        finished.set()
+    assert caplog.text.count("cannot be read: refused; training waits until it answers") == 1
 
 
 def test_metrics_are_there_after_a_flush_and_are_followed(bucket: Path, monkeypatch: pytest.MonkeyPatch):
