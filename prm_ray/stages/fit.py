@@ -132,8 +132,8 @@ def fit(plan: FitPlan, num_steps: int) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises `KeyboardInterrupt`, as everywhere: Ray Train takes it for itself, for good, and ends the process as
-    if all had gone well."""
+    """Ctrl-C raises `KeyboardInterrupt`, as everywhere: Ray Train takes it for itself, for good, and ends the process
+    as if all had gone well."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
