@@ -2,7 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.clusters import SmallCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +51,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Same tokenizer, other weights."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["SmallCluster"]:
+    """A Ray cluster of the file's own; nothing of it is left behind."""
+    from tests.clusters import small_cluster
+
+    with small_cluster() as cluster:
+        yield cluster
+    assert cluster.num_processes() == 0
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """An S3 server of the file's own: the environment by which processes find it."""
+    for package in ("moto", "s3fs"):
+        pytest.importorskip(package)
+    from tests.s3 import s3_server
+
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str]) -> Path:
+    from tests.s3 import new_bucket
+
+    return new_bucket()
 
 
 @pytest.fixture(scope="session")

@@ -43,3 +43,9 @@ def new_bucket() -> Path:
     bucket = location(f"s3://bucket-{uuid.uuid4().hex[:12]}")
     file_system(bucket)[0].mkdir(str(bucket))
     return bucket
+
+
+def names_in(folder: Path) -> set[str]:
+    """Of all objects below an address."""
+    fs, root = file_system(folder)
+    return {name.removeprefix(f"{root}/") for name in fs.find(root)}

@@ -28,8 +28,22 @@ def run_to_search(run_dir: Path, model: str, num_problems: int, **search: Any) -
     return config
 
 
+def run_to_kill(run_dir: Path, model: str, num_problems: int, problems_per_part: int) -> RunConfig:
+    """Two strategies on two generators and two scorers."""
+    return run_to_search(
+        run_dir,
+        model,
+        num_problems,
+        strategies=["best_of_n", "beam"],
+        num_generators=2,
+        num_scorers=2,
+        responses_per_generator=8,
+        problems_per_part=problems_per_part,
+    )
+
+
 def check_whole(folder: StageFolder, num_problems: int) -> None:
-    """Every problem under both strategies, every candidate once, none failed, every parent there."""
+    """Of `run_to_kill`: every problem under both strategies, every candidate once, none failed, every parent there."""
     rows = list(folder.rows())
     keys = Counter((row["prompt_id"], row["strategy"], row["candidate"]) for row in rows)
     assert set(keys.values()) == {1}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prm_ray.config import RunConfig
-from tests.tables_by_hand import mark_done, tiny_config, write_reference_texts
+from tests.tables_by_hand import finish_before, tiny_config, write_reference_texts
 
 _TEXTS = ("1\n2\n3", "Right\nsome steps\n4", "1\n2", "Wrong\n5")
 
@@ -16,10 +16,8 @@ def run_to_label_steps(run_dir: Path, model: str, num_problems: int) -> RunConfi
         generate={"max_tokens": 24, "num_engines": 2},
         step_label={"method": "monte_carlo", "num_completions": 4, "problems_per_shard": 1},
     )
-    stages = config.before("step_label")
-    mark_done(config, stages[:-1])
     shared = [{"problem": f"{number} + 1"} for number in range(num_problems)]
     rows = [each | {"text": text, "sample_index": i} for each in shared for i, text in enumerate(_TEXTS)]
-    write_reference_texts(config, [rows[: len(rows) // 2], rows[len(rows) // 2 :]])
-    mark_done(config, stages[-1:], after=stages[-2])
+    parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    finish_before(config, "step_label", lambda: write_reference_texts(config, parts))
     return config

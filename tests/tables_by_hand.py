@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,16 @@ def write_reference_table(config: RunConfig, num_prompts: int = 10, num_samples:
     return folder
 
 
-def finish_up_to_training(config: RunConfig) -> None:
-    """A run with all but `train` done, so that the stage can be given as a command."""
-    stages = config.before("train")
+def finish_before(config: RunConfig, stage: str, write: Callable[[], object]) -> None:
+    """A run with all before a stage done, so that it can be given as a command; `write` makes the table just before."""
+    stages = config.before(stage)
     mark_done(config, stages[:-1])
-    write_reference_table(config)
+    write()
     mark_done(config, stages[-1:], after=stages[-2])
+
+
+def finish_up_to_training(config: RunConfig) -> None:
+    finish_before(config, "train", lambda: write_reference_table(config))
 
 
 def write_reference_texts(config: RunConfig, parts: list[list[dict[str, Any]]]) -> StageFolder:

@@ -12,6 +12,7 @@ import pytest
 from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.chaos.test_kill_train import losses
+from tests.disks import memory_disk
 from tests.processes import wait_until
 from tests.tables_by_hand import finish_up_to_training, tiny_config
 
@@ -29,12 +30,8 @@ LEFT_BYTES = 100_000
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with memory_disk(tmp_path / "disk", "size=8m") as folder:
+        yield folder
 
 
 def begin(config: RunConfig, path: Path) -> subprocess.Popen[str]:

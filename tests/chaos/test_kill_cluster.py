@@ -8,7 +8,6 @@ and nothing beside them.
 import json
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from prm_ray.tables import StageFolder
 from tests.chaosplans import CONFIG, JUDGE, NUM_RESPONSES, NUM_SCORED, STAGES, WITH_THE_JOB, Outcome, plan
 from tests.chaosruns import ChaosRun
-from tests.clusters import SmallCluster, small_cluster
+from tests.clusters import SmallCluster
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -29,13 +28,6 @@ KEYS = {**dict.fromkeys(("generate", "label", "reference", "score"), RESPONSE), 
 """Table -> columns by which each of its rows is another one."""
 CURVES = ("warmup", "train")
 OUTCOMES: list[Outcome] = []
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SmallCluster]:
-    with small_cluster() as cluster:
-        yield cluster
-    assert cluster.num_processes() == 0
 
 
 @pytest.fixture(scope="module")

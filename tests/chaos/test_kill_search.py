@@ -17,7 +17,7 @@ import psutil
 from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.processes import MARK, marked, wait_for_end, wait_until
-from tests.searchruns import check_whole, run_to_search
+from tests.searchruns import check_whole, run_to_kill
 
 NUM_KILLS = min(12, int(os.environ.get("PRM_RAY_CHAOS_KILLS", "6")))  # 12 by `make chaos`
 NUM_PROBLEMS = 6 * (NUM_KILLS + 1)
@@ -57,16 +57,7 @@ def kill_actor(mark: str, kind: str, rng: random.Random) -> None:
 
 
 def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny_model: str, mark: str):
-    config = run_to_search(
-        tmp_path / "run",
-        tiny_model,
-        NUM_PROBLEMS,
-        strategies=["best_of_n", "beam"],
-        num_generators=2,
-        num_scorers=2,
-        responses_per_generator=8,
-        problems_per_part=2,
-    )
+    config = run_to_kill(tmp_path / "run", tiny_model, NUM_PROBLEMS, problems_per_part=2)
     folder, rng, log = StageFolder(config.run.dir, "search"), random.Random(SEED), tmp_path / "log"
     driver = start(config, mark, log)
     victims: Counter[str] = Counter()

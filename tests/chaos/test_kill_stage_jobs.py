@@ -5,7 +5,6 @@ Each is killed several times at work, by what a whole run does not have: engines
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.chaosplans import WITH_THE_JOB, Stage, plan_of_one
 from tests.chaosruns import ChaosRun
-from tests.clusters import SmallCluster, small_cluster
+from tests.clusters import SmallCluster
 from tests.processes import wait_until
-from tests.searchruns import check_whole, run_to_search
+from tests.searchruns import check_whole, run_to_kill
 from tests.stageruns import run_to_label_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -42,13 +41,6 @@ num_samples = 2
 max_tokens = 16
 problems_per_shard = 1
 """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SmallCluster]:
-    with small_cluster() as cluster:
-        yield cluster
-    assert cluster.num_processes() == 0
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +92,7 @@ def test_a_killed_search_has_every_candidate_once(
     cluster: SmallCluster, client: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """What is sampled together depends on the moment, so two searches of tiny models are never equal."""
-    config = run_to_search(
-        tmp_path / "run",
-        tiny_model,
-        NUM_PROBLEMS,
-        strategies=["best_of_n", "beam"],
-        num_generators=2,
-        num_scorers=2,
-        responses_per_generator=8,
-        problems_per_part=1,
-    )
+    config = run_to_kill(tmp_path / "run", tiny_model, NUM_PROBLEMS, problems_per_part=1)
     suffer(stage_run(config, "search", SEARCH, client, cluster), "search", capsys)
     check_whole(StageFolder(config.run.dir, "search"), NUM_PROBLEMS)
 

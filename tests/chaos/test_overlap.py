@@ -15,7 +15,7 @@ from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.chaos.test_kill_train import read_metrics
 from tests.processes import MARK, marked, wait_until
-from tests.tables_by_hand import mark_done, tiny_config, write_reference_table
+from tests.tables_by_hand import finish_up_to_training, mark_done, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PARTS = NUM_STEPS = 60
@@ -44,10 +44,7 @@ def start(config: RunConfig, stage: str, mark: str, log: Path) -> subprocess.Pop
 def to_train(run_dir: Path, model: str, **train: Any) -> RunConfig:
     settings = {"epochs": NUM_STEPS // 5, "checkpoint_every": 4, "validation_fraction": 0.0, **train}
     config = tiny_config(run_dir, model, train=settings)
-    stages = config.before("train")
-    mark_done(config, stages[:-1])
-    write_reference_table(config)
-    mark_done(config, stages[-1:], after=stages[-2])
+    finish_up_to_training(config)
     return config
 
 

@@ -4,22 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.metricslog import METRICS_FILE
 from prm_ray.objectstore import file_system
 from prm_ray.tables import FOLDERS, StageFolder
 from tests.processes import kill_when
-from tests.s3 import new_bucket, s3_server
+from tests.s3 import names_in
 from tests.tables_by_hand import tiny_config
-
-pytest.importorskip("moto")
-pytest.importorskip("s3fs")
 
 RUN = """
 import sys
@@ -31,12 +25,6 @@ run_all(load_config(sys.argv[1]))
 """
 TRAINING = {"epochs": 8, "checkpoint_every": 4, "num_workers": 2, "parallel": "fsdp"}
 WARMUP = {"enabled": True, "num_problems": 16, "batch_size": 8, "lr": 1e-3}
-
-
-@pytest.fixture
-def bucket() -> Iterator[Path]:
-    with s3_server():
-        yield new_bucket()
 
 
 def begin(tmp_path: Path, run_dir: Path, model: str) -> tuple[RunConfig, subprocess.Popen[bytes]]:
@@ -93,7 +81,6 @@ def test_a_run_in_a_bucket_that_is_killed_in_training_makes_what_one_on_a_disk_d
         assert table(there, stage) == table(here, stage), stage
     facts = [json.loads((each.run.dir / "checkpoint" / "prm.json").read_text()) for each in (there, here)]
     assert facts[0] == facts[1] and facts[0]["reference"] == "../warmup"
-    _, root = file_system(there.run.dir)
-    files = {name.removeprefix(f"{root}/") for name in fs.find(root)}
+    files = names_in(there.run.dir)
     assert f"{FOLDERS['train']}/model.safetensors" in files
     assert not [name for name in files if "/attempt-" in name or "/." in name or name.endswith(".tmp")]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from prm_ray.config import load_config
 from prm_ray.serve.server import free_port
 from prm_ray.tables import FOLDERS, StageFolder
-from tests.clusters import SmallCluster, small_cluster
+from tests.clusters import SmallCluster
 from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,13 +96,6 @@ class Client:
         process = self.start(*words)
         out, err = process.communicate(timeout=480)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SmallCluster]:
-    with small_cluster() as cluster:
-        yield cluster
-    assert cluster.num_processes() == 0
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from prm_ray.stages.pipeline import known_cause, run_stage
 from prm_ray.stages.result import count_parts
 from prm_ray.tables import StageFolder
 from prm_ray.trainerstate import StoredState, write_shard
+from tests.disks import memory_disk
 from tests.tables_by_hand import mark_done
 from tests.unit.test_attempts import attempt_at
 from tests.unit.test_pipeline import BEFORE_RERANK, finish_by_hand, make_config, score_row
@@ -43,12 +44,8 @@ def line_of(work: Callable[[], object], capsys: pytest.CaptureFixture[str], code
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with memory_disk(tmp_path / "disk", "size=64k") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_told_and_the_next_start_goes_on(small_disk: Path, capsys: pytest.CaptureFixture[str]):
@@ -94,12 +91,8 @@ def test_a_file_that_gets_too_large_is_named(tmp_path: Path, what: str):
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "fixed"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with memory_disk(tmp_path / "fixed", "ro") as folder:
+        yield folder
 
 
 def test_a_run_folder_that_cannot_be_written_to_is_bad_input(read_only: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,30 +29,11 @@ from prm_ray.stages.pipeline import clear_from, run_all, run_stage
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.storage import json_writer
 from prm_ray.tables import StageFolder
-from tests.s3 import new_bucket, s3_server
+from tests.s3 import names_in
 from tests.tables_by_hand import mark_done
 from tests.tiny import save_tiny_model
 from tests.unit.test_attempts import attempt_at, everything, finish, search_rows
 from tests.unit.test_pipeline import score_row
-
-pytest.importorskip("moto")
-pytest.importorskip("s3fs")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def bucket(server: dict[str, str]) -> Path:
-    return new_bucket()
-
-
-def names(folder: Path) -> set[str]:
-    fs, root = file_system(folder)
-    return {name.removeprefix(f"{root}/") for name in fs.find(root)}
 
 
 def config_at(tmp_path: Path, run_dir: Path, *overrides: str) -> RunConfig:
@@ -110,7 +91,7 @@ def test_what_the_first_attempt_to_finish_made_is_put_in_place(bucket: Path):
     assert newer.manifest() == {"finished_at": "older"}
     assert (newer.path / "nested" / "page.html").read_text() == "older"
     found = {"attempts/00001.json", "attempts/00002.json", "finished.json", "manifest.json", "started.json"}
-    assert names(newer.path) == found | {"nested/page.html", "report.json"}
+    assert names_in(newer.path) == found | {"nested/page.html", "report.json"}
     assert not older.workspace.exists() or not everything(older.workspace)
 
 
@@ -149,7 +130,7 @@ def test_a_run_is_picked_from_reported_compared_and_redone_there(tmp_path: Path,
     run_stage(config, "rerank")
     report = run_stage(config, "evaluate")
     assert report["rows_in"] == 6 and run_stage(config, "evaluate") == report
-    assert {"report.json", "report.html", "accuracy.png"} <= names(config.run.dir / "report")
+    assert {"report.json", "report.html", "accuracy.png"} <= names_in(config.run.dir / "report")
     local = scored(tmp_path, tmp_path / "local")
     for stage in ("rerank", "evaluate"):
         run_stage(local, stage)
@@ -158,7 +139,7 @@ def test_a_run_is_picked_from_reported_compared_and_redone_there(tmp_path: Path,
     page = compare_words([str(config.run.dir), f"disk={local.run.dir}"], str(tmp_path / "comparison"))
     assert page.is_file()
     clear_from(config, "rerank")
-    assert not StageFolder(config.run.dir, "rerank").is_done() and not names(config.run.dir / "report")
+    assert not StageFolder(config.run.dir, "rerank").is_done() and not names_in(config.run.dir / "report")
     assert StageFolder(config.run.dir, "score").is_done()
 
 
@@ -272,7 +253,7 @@ def test_a_server_finds_its_models_there_and_leaves_copying_to_its_replicas(stor
 
 
 def test_a_bucket_that_is_not_there_and_a_server_that_is_not_are_told(
-    tmp_path: Path, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     config = config_at(tmp_path, Path("no-such-bucket"), "run.dir=s3://no-such-bucket/x")
     with pytest.raises(UserError, match=r"'s3://no-such-bucket/x' cannot be reached: .*bucket does not exist"):

@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,26 +10,12 @@ import pytest
 from prm_ray import objectstore
 from prm_ray.errors import StorageError, TakenOverError, UserError
 from prm_ray.metricslog import METRICS_FILE, MetricsLog, tail_metrics
-from prm_ray.objectstore import ObjectFolder, file_system
+from prm_ray.objectstore import ObjectFolder
 from prm_ray.stages import objecttakeover
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, TAKEN, taken_over
 from prm_ray.tables import StageFolder
-from tests.s3 import new_bucket, s3_server
+from tests.s3 import names_in
 from tests.unit.test_attempts import attempt_at
-
-pytest.importorskip("moto")
-pytest.importorskip("s3fs")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def bucket(server: dict[str, str]) -> Path:
-    return new_bucket()
 
 
 def killed_training(run_dir: Path, step: int) -> StageFolder:
@@ -46,16 +31,11 @@ def killed_training(run_dir: Path, step: int) -> StageFolder:
     return folder
 
 
-def names(folder: Path) -> set[str]:
-    fs, root = file_system(folder)
-    return {name.removeprefix(f"{root}/") for name in fs.find(root)}
-
-
 def test_a_new_attempt_takes_over_the_checkpoint_of_the_one_that_got_farthest(bucket: Path):
     older = killed_training(bucket / "run", 8)
     newer = attempt_at(bucket / "run", "train")
     state = taken_over(newer)
-    assert state == newer.shared_workspace / TAKEN and not names(older.shared_workspace)
+    assert state == newer.shared_workspace / TAKEN and not names_in(older.shared_workspace)
     third = attempt_at(bucket / "run", "train")  # the second was killed before it had a checkpoint of its own
     state = taken_over(third)
     assert state is not None and {(state / f"state-0000{n}-of-00002.safetensors").read_bytes() for n in (0, 1)} == {
@@ -95,7 +75,7 @@ def test_a_takeover_that_was_killed_half_way_is_done_again(bucket: Path, monkeyp
     newer = attempt_at(bucket / "run", "train")
     state = taken_over(newer)
     assert state is not None and (state / "state-00000-of-00002.safetensors").read_bytes() == b"8"
-    assert {name.split("/")[0] for name in names(newer.path) if name.startswith("attempt-")} == {
+    assert {name.split("/")[0] for name in names_in(newer.path) if name.startswith("attempt-")} == {
         newer.shared_workspace.name
     }
 
@@ -126,7 +106,7 @@ def test_checkpoints_that_keep_going_are_told_in_one_line(bucket: Path, monkeypa
     monkeypatch.setattr(objecttakeover, "copy_tree", gone)
     with pytest.raises(UserError, match=r"checkpoints in 's3://.*' come and go"):
         taken_over(attempt_at(bucket / "run", "train"))
-    assert names(older.shared_workspace), "nothing is removed that was not taken"
+    assert names_in(older.shared_workspace), "nothing is removed that was not taken"
 
 
 def test_a_store_that_is_out_of_reach_is_said_once_and_followed_on(bucket: Path, monkeypatch: pytest.MonkeyPatch):
