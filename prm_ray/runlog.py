@@ -13,7 +13,6 @@ log = logging.getLogger("prm_ray")
 _NEVER_SHOWN = (
     "There are infinite retries remaining",  # behind a worker that died, which another line says
     "has constructor arguments in the object store",  # of Ray's own actor pools
-    "Reporting training result [0-9]+: ",  # each checkpoint, beside the progress bar
 )
 _RAYS_LINES = {"RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(_NEVER_SHOWN), "RAY_DEDUP_LOGS_AGG_WINDOW_S": "60"}
 """Of what Ray prints into a job's log: nothing of the above, and once a minute what comes again, with other numbers in
