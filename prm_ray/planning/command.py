@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
 
 Exit code 0 = it fits, 1 = it does not, 2 = bad input. Formulas and assumptions: docs/planning.md
 """
+_LENGTH = "mean length of a {} (default: {}; of arithmetic problems their own)"
 
 
 def parser(verb: str) -> Parser:
@@ -31,8 +32,8 @@ def parser(verb: str) -> Parser:
     machines.add_argument("--cpu", action="store_true", help="machines without GPUs, like this one")
     parser.add_argument("--nodes", metavar="N", type=int, default=1, help="how many such machines (default: 1)")
     parser.add_argument("--variant", metavar="NAME", help="plan a run of this variant; CONFIG is an experiment file")
-    parser.add_argument("--prompt-tokens", metavar="N", type=float, help="mean length of a prompt (default: 132)")
-    parser.add_argument("--response-tokens", metavar="N", type=float, help="mean length of a response (default: 416)")
+    parser.add_argument("--prompt-tokens", metavar="N", type=float, help=_LENGTH.format("prompt", 132))
+    parser.add_argument("--response-tokens", metavar="N", type=float, help=_LENGTH.format("response", 416))
     parser.add_argument("--terms", action="store_true", help="show what fills the memory of every stage")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser

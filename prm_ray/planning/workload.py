@@ -1,6 +1,7 @@
 """How much a run has to compute: problems, responses and their lengths, from its settings.
 
-Mean lengths are assumed unless given: those that the paper's operation counts imply, see `core.compute`.
+Mean lengths are assumed unless given: those that the paper's operation counts imply, see `core.compute`; of problems
+made on the spot those of their worked solutions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from prm_ray.planning.shapes import Shape
 
 _PROMPT, _RESPONSE = 132, 416
 """Mean tokens, where nothing better is known."""
+_MARKUP, _CHARACTERS = 13, 4
+"""Tokens of a chat template around its texts, and characters of a token of English."""
+_LOOKED_AT = 100
+"""Made problems whose lengths are averaged."""
 STEPS = 10
 """Steps of a response, for step labels."""
 
@@ -57,8 +62,9 @@ def workload_of(
     sampled = None if config.import_.source else config.generate.max_tokens
     longest_response = _least(sampled, config.select.max_response_tokens)
     num_train, num_test = _problems(config)
-    prompt = _mean("prompt", prompt_tokens, _PROMPT, longest_prompt)
-    response = _mean("response", response_tokens, _RESPONSE, longest_response or shape.context)
+    assumed = _assumed(config)
+    prompt = _mean("prompt", prompt_tokens, assumed[0], longest_prompt)
+    response = _mean("response", response_tokens, assumed[1], longest_response or shape.context)
     return Workload(
         num_train, num_test, config.generate.num_samples, prompt, response, longest_prompt or _PROMPT, longest_response
     )
@@ -72,6 +78,19 @@ def trained_on(config: RunConfig, work: Workload) -> Rollouts | None:
     num_prompts = min(num_prompts, config.select.num_problems or num_prompts)
     responses = min(work.num_responses, config.select.num_responses or work.num_responses)
     return work.of(num_prompts * (1 - config.train.validation_fraction), responses)
+
+
+def _assumed(config: RunConfig) -> tuple[float, float]:
+    """Mean tokens of prompts and responses, where nobody gives any. A digit or a sign is a token."""
+    if config.import_.source or config.problems.train != "arithmetic":
+        return _PROMPT, _RESPONSE
+    from prm_ray.arithmetic import make_problems  # numpy comes with it
+
+    num = min(_LOOKED_AT, config.problems.num_train or _LOOKED_AT)
+    made = make_problems(num, "lengths", config.arithmetic)
+    prompt = sum(len(each.problem or "") for each in made) / num
+    response = sum(len(each.solution or "") for each in made) / num
+    return round(prompt + _MARKUP + len(config.prompt.system or "") / _CHARACTERS), round(response + 1)
 
 
 def _mean(what: str, given: float | None, assumed: float, most: int | None) -> float:

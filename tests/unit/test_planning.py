@@ -237,6 +237,16 @@ def test_problems_are_counted_in_files_that_are_there(tmp_path: Path):
     assert stage_of(unknown, "train").tokens_per_second
 
 
+def test_of_problems_made_on_the_spot_the_lengths_are_known():
+    """The demo's tokenizer finds 23.8 tokens in a prompt and 16.2 in a worked solution; responses had 19."""
+    work = plan_of(CONFIGS / "demo.toml", "1xH100").question.work
+    assert work.prompt_tokens == pytest.approx(23.8, rel=0.05) and 16 <= work.response_tokens <= 19
+    short = plan_of(CONFIGS / "demo.toml", "1xH100", "arithmetic.min_operations=1", "arithmetic.max_operations=1")
+    assert short.question.work.response_tokens < 5
+    given = plan_of(CONFIGS / "demo.toml", "1xH100", "problems.train=train.jsonl", "problems.test=test.jsonl")
+    assert (given.question.work.prompt_tokens, given.question.work.response_tokens) == (64, 40)  # the demo's limits
+
+
 @pytest.mark.parametrize("stage", ["warmup", "generate", "train", "score"])
 def test_this_machine_without_gpus_is_planned_and_judged(stage: str):
     plan = plan_run(load_config(CONFIGS / "debug.toml"), cluster_of_cpus(1))
