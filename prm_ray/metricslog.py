@@ -58,8 +58,15 @@ class MetricsLog:
         self._unwritten, self._put_at = False, time.monotonic()
 
 
-def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a metrics file as they are written, until `finished` is set and none is left."""
+def steps_recorded(path: Path) -> int:
+    """The last step that a metrics file tells of; 0 without one."""
+    lines = _whole_lines(path)
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def follow_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, Any]]:
+    """Look at a metrics file again and again, and yield its last line when that is new; `finished` is set before the
+    last look."""
     position: tuple[int, int] = (-1, 0)
     is_away = False
     while True:
@@ -74,7 +81,8 @@ def tail_metrics(path: Path, finished: threading.Event) -> Iterator[dict[str, An
             if not is_away:
                 log.warning("%s; training waits until it answers", error)
             is_away = True
-        yield from map(json.loads, lines)
+        if lines:
+            yield json.loads(lines[-1])
         if last_look:
             return
 

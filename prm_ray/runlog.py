@@ -55,9 +55,7 @@ class Progress:
         self._bar.update(amount)
 
     def move_to(self, position: int, **figures: Any) -> None:
-        """The same, to a position; the first move is where a resumed run stands and does not count as speed."""
-        if self._bar.n == 0 and position > 1:
-            self._bar.initial = position
+        """The same, to a position; back to one where work went on from an earlier point."""
         self.advance(position - self._bar.n, **figures)
 
     def __enter__(self) -> Progress:

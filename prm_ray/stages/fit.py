@@ -32,7 +32,7 @@ from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.errors import NonFiniteLossError, TakenOverError
 from prm_ray.folders import filling, remove_leftover, write_file
-from prm_ray.metricslog import METRICS_FILE, MetricsLog, tail_metrics
+from prm_ray.metricslog import METRICS_FILE, MetricsLog, follow_metrics, steps_recorded
 from prm_ray.models import load_model, load_tokenizer
 from prm_ray.objectstore import is_remote
 from prm_ray.runlog import Progress
@@ -110,7 +110,8 @@ def fit(plan: FitPlan, num_steps: int) -> None:
         ),
     )
     finished = threading.Event()
-    watcher = threading.Thread(target=_show_progress, args=(plan, num_steps, finished), daemon=True)
+    progress = Progress(plan.name, num_steps, "step", done=steps_recorded(workspace / METRICS_FILE))
+    watcher = threading.Thread(target=_show, args=(progress, workspace / METRICS_FILE, finished), daemon=True)
     watcher.start()
     failure = workspace / _FAILURE
     failure.unlink(missing_ok=True)
@@ -251,8 +252,8 @@ def _save_tokenizer(plan: FitPlan, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _show_progress(plan: FitPlan, num_steps: int, finished: threading.Event) -> None:
+def _show(progress: Progress, metrics: Path, finished: threading.Event) -> None:
     """Follow metrics.jsonl from the driver: the workers' own output may be on another machine."""
-    with Progress(plan.name, num_steps, "step") as progress:
-        for line in tail_metrics(plan.folder.shared_workspace / METRICS_FILE, finished):
+    with progress:
+        for line in follow_metrics(metrics, finished):
             progress.move_to(line["step"], loss=f"{line['loss']:.3f}")

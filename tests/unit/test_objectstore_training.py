@@ -9,7 +9,7 @@ import pytest
 
 from prm_ray import objectstore
 from prm_ray.errors import StorageError, TakenOverError, UserError
-from prm_ray.metricslog import METRICS_FILE, MetricsLog, tail_metrics
+from prm_ray.metricslog import METRICS_FILE, MetricsLog, follow_metrics
 from prm_ray.objectstore import ObjectFolder
 from prm_ray.stages import objecttakeover
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, TAKEN, taken_over
@@ -123,7 +123,7 @@ def test_a_store_that_is_out_of_reach_is_said_once_and_followed_on(bucket: Path,
 
     path.write_text('{"step": 1}\n')
     monkeypatch.setattr(ObjectFolder, "read", sometimes)
-    for line in tail_metrics(path, finished):
+    for line in follow_metrics(path, finished):
         assert line == {"step": 1}
         finished.set()
     assert said == ["'s3://x' cannot be read: refused; training waits until it answers"]
@@ -132,7 +132,7 @@ def test_a_store_that_is_out_of_reach_is_said_once_and_followed_on(bucket: Path,
 def test_metrics_are_there_after_a_flush_and_are_followed(bucket: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("prm_ray.metricslog._PUT_SECONDS", 0.2)
     path, finished, seen = bucket / "run" / METRICS_FILE, threading.Event(), []
-    follower = threading.Thread(target=lambda: seen.extend(tail_metrics(path, finished)))
+    follower = threading.Thread(target=lambda: seen.extend(follow_metrics(path, finished)))
     follower.start()
     log = MetricsLog(path)
     for step in range(1, 6):
