@@ -171,15 +171,16 @@ def _fresh_from(verb: str, fresh: str | None, config: RunConfig) -> str | None:
 
 
 def _fresh_spelled_out(words: list[str]) -> list[str]:
-    """`--fresh train` -> `--fresh=train`, and `--fresh` before anything that is no stage -> `--fresh=all`.
+    """`--fresh train` -> `--fresh=train`, and `--fresh` before a config or an override -> `--fresh=all`.
 
-    Otherwise argparse would take the config or an override behind a plain `--fresh` for the name of a stage.
+    Otherwise argparse would take these for the name of a stage; a name that is none it refuses by itself.
     """
     spelled: list[str] = []
     for word in words:
         if spelled and spelled[-1] == "--fresh":
-            spelled[-1] = f"--fresh={word if word in _WITH_FOLDER else _ALL}"
-            if word in _WITH_FOLDER:
+            is_name = word in _WITH_FOLDER or (word.isidentifier() and not Path(word).is_file())
+            spelled[-1] = f"--fresh={word if is_name else _ALL}"
+            if is_name:
                 continue
         spelled.append(word)
     return spelled

@@ -87,6 +87,7 @@ def test_a_wrong_key_is_one_line_and_exit_code_2_before_torch_or_ray(config_file
         (["run"], "required: CONFIG (see"),
         (["run", "nowhere.toml"], "config file 'nowhere.toml' does not exist"),
         (["run", "nowhere.toml", "--fresh=nothing"], "invalid choice: 'nothing'"),
+        (["run", "nowhere.toml", "--fresh", "trian"], "invalid choice: 'trian'"),
         (["demo", "train.beta=-1"], "train.beta: Input should be greater than 0 (got -1)"),
     ],
 )
