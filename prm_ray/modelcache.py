@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -16,7 +17,9 @@ from prm_ray.errors import UserError
 from prm_ray.objectstore import file_system, is_remote, location, reading_from
 
 _ADDRESS = ".address"
-"""File in a copied folder that says where it comes from."""
+"""File in a copied folder that says where it comes from, and when somebody asked for the copy last."""
+_KEPT_SECONDS = 24 * 3600
+"""A copy that is no longer the address's model may still be in somebody's hands, who loads it now or soon."""
 
 
 def local_copy(name: str) -> str:
@@ -34,6 +37,9 @@ def local_copy(name: str) -> str:
         if not folder.is_dir():
             with _one_at_a_time(folder):
                 _fetch(source, list(files), folder)
+            _remove_older(source, folder)
+    with suppress(OSError):  # a cache that came with an image may be read-only
+        os.utime(folder / _ADDRESS)
     return str(folder)
 
 
@@ -96,3 +102,12 @@ def _fetch(source: Path, names: list[str], folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove_older(source: Path, kept: Path) -> None:
+    """Copies of what lay at this address before, unless somebody asked for them within a day."""
+    for marker in (cache_folder() / "remote").glob(f"*/{source.name}/{_ADDRESS}"):
+        with suppress(OSError):  # another process removes it too
+            is_older = marker.parent != kept and marker.read_text(encoding="utf-8") == str(source)
+            if is_older and time.time() - marker.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(marker.parent.parent)

@@ -207,7 +207,12 @@ def test_a_model_is_copied_once_and_again_when_it_changes(stored: Path, tmp_path
     assert resolve_model(f"{stored}/checkpoint") == first
     assert (Path(first) / "model.safetensors").stat().st_mtime_ns == written
     (stored / "checkpoint" / "manifest.json").write_text('{"finished_at": "later"}')
-    assert resolve_model(f"{stored}/checkpoint") != first
+    second = resolve_model(f"{stored}/checkpoint")
+    assert second != first and Path(first).is_dir()  # whoever was given it may be about to load it
+    os.utime(Path(first) / ".address", (0, 0))
+    (stored / "checkpoint" / "manifest.json").write_text('{"finished_at": "later still"}')
+    third = resolve_model(f"{stored}/checkpoint")
+    assert not Path(first).parent.exists() and Path(second).is_dir() and Path(third).is_dir()
     with pytest.raises(UserError, match=r"s3://.*/nothing\' cannot be reached|nothing. does not exist"):
         resolve_model(f"{stored}/nothing")
 
