@@ -136,10 +136,8 @@ class _ShardCalls:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         shard = self._begin(batch)
-        if self._user_error:
-            return _as_batch(ShardStats(0), self._user_error)
-        if self._folder.has_part(shard):
-            return self._end(shard, _stored(self._folder, shard))
+        if (known := self._known(shard)) is not None:
+            return known
         try:
             stats = self._worker(shard)
         except UserError as error:
@@ -158,6 +156,14 @@ class _ShardCalls:
             raise EngineError(f"{what} killed its worker {self._max_starts} times: see Ray's logs")
         return shard
 
+    def _known(self, shard: int) -> dict[str, list[Any]] | None:
+        """The answer, where the worker has nothing to do."""
+        if self._user_error:
+            return _as_batch(ShardStats(0), self._user_error)
+        if self._folder.has_part(shard):
+            return self._end(shard, _stored(self._folder, shard))
+        return None
+
     def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:
         self._starts_path(shard).unlink(missing_ok=True)
         return _as_batch(stats)
@@ -169,10 +175,8 @@ class _ShardCalls:
 class _AsyncShardCalls(_ShardCalls):
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:  # type: ignore[override]
         shard = self._begin(batch)
-        if self._user_error:
-            return _as_batch(ShardStats(0), self._user_error)
-        if self._folder.has_part(shard):
-            return self._end(shard, _stored(self._folder, shard))
+        if (known := self._known(shard)) is not None:
+            return known
         try:
             stats = await self._worker(shard)
         except UserError as error:
