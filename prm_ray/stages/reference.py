@@ -25,6 +25,7 @@ from prm_ray.models import (
     decode,
     encode_prompt,
     encode_response,
+    load_config,
     load_model,
     load_tokenizer,
     reference_model,
@@ -47,11 +48,13 @@ def source_folder(config: RunConfig) -> StageFolder:
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for a model without tokenizer or chat template, or a reference that reads other token ids."""
-    policy = resolve_model(config.model.name)
-    load_tokenizer(policy, config.prompt.chat_template, config.model.trust_remote_code)
+    """Raises `UserError` for a model without tokenizer or chat template or with code of its own that may not run, or a
+    reference that reads other token ids."""
+    policy, trust = resolve_model(config.model.name), config.model.trust_remote_code
+    load_tokenizer(policy, config.prompt.chat_template, trust)
+    load_config(policy, trust)
     if config.reference.model:
-        check_vocabularies(policy, resolve_model(config.reference.model))
+        check_vocabularies(policy, resolve_model(config.reference.model), trust)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
@@ -67,7 +70,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         num_gpus=config.reference.gpus_per_worker,
     )
     counted = count_parts(folder, ("error",), "response_tokens")
-    return replace(counted, details=counted.details | {"num_parameters": count_parameters(path)})
+    num_parameters = count_parameters(path, config.model.trust_remote_code)
+    return replace(counted, details=counted.details | {"num_parameters": num_parameters})
 
 
 class ReferenceWorker:
@@ -80,7 +84,7 @@ class ReferenceWorker:
         path = reference_model(config)
         set_threads(config.reference.num_workers)
         self._tokenizer = load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)
-        self._context = context_length(path)
+        self._context = context_length(path, config.model.trust_remote_code)
         self._model = None
         if self._section.logprobs == "compute":
             self._model = load_model(path, config.model.dtype, config.model.trust_remote_code)
