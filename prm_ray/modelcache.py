@@ -13,8 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from prm_ray.errors import UserError
-from prm_ray.objectstore import file_system, is_remote, location, reading_from
+from prm_ray.errors import StorageError, UserError
+from prm_ray.objectstore import fetch, fetching_from, file_system, is_remote, location
+from prm_ray.storage import writing
 
 _ADDRESS = ".address"
 """File in a copied folder that says where it comes from, and when somebody asked for the copy last."""
@@ -23,21 +24,22 @@ _KEPT_SECONDS = 24 * 3600
 
 
 def local_copy(name: str) -> str:
-    """The folder itself, or of an address the copy on this machine. Raises `UserError` if there is no model."""
+    """The folder itself, or of an address the copy on this machine.
+
+    Raises `UserError` if there is no model, `StorageError` if it cannot be read now, or there is no room for it here.
+    """
     if not is_remote(name):
         return name
-    source, files = location(name), dict[str, str]()
-    with reading_from(source):
-        with suppress(FileNotFoundError):
-            files = _files(source)
-        if "config.json" not in files and "adapter_config.json" not in files:
-            raise UserError(f"model {name!r} does not exist; it must be the address of a model folder")
-        key = sha256(repr((str(source), sorted(files.items()))).encode()).hexdigest()[:16]
-        folder = cache_folder() / "remote" / key / source.name
-        if not folder.is_dir():
-            with _one_at_a_time(folder):
-                _fetch(source, list(files), folder)
-            _remove_older(source, folder)
+    source = location(name)
+    files = _files(source)
+    if "config.json" not in files and "adapter_config.json" not in files:
+        raise UserError(f"model {name!r} does not exist; it must be the address of a model folder")
+    key = sha256(repr((str(source), sorted(files.items()))).encode()).hexdigest()[:16]
+    folder = cache_folder() / "remote" / key / source.name
+    if not folder.is_dir():
+        with _one_at_a_time(folder):
+            _fetch(source, list(files), folder)
+        _remove_older(source, folder)
     with suppress(OSError):  # a cache that came with an image may be read-only
         os.utime(folder / _ADDRESS)
     return str(folder)
@@ -50,7 +52,7 @@ def named_from(folder: str | Path, name: str) -> str:
         return name
     protocol, _, way = marker.read_text(encoding="utf-8").partition("://")
     found = f"{protocol}://{os.path.normpath(os.path.join(way, name))}"
-    return found if (location(found) / "config.json").is_file() else name
+    return found if "config.json" in _files(location(found)) else name
 
 
 def way_to(name: str, home: Path) -> str:
@@ -68,9 +70,12 @@ def cache_folder() -> Path:
 
 
 def _files(source: Path) -> dict[str, str]:
-    """Name -> what changes when the file does. Only what lies in the folder itself, as a model's files do."""
+    """Name -> what changes when the file does. Only what lies in the folder itself, as a model's files do; nothing of
+    one that is not there."""
     fs, root = file_system(source)
-    found: list[dict[str, Any]] = fs.ls(root, detail=True)
+    found: list[dict[str, Any]] = []
+    with fetching_from(source), suppress(FileNotFoundError):
+        found = fs.ls(root, detail=True)
     return {
         each["name"].rpartition("/")[2]: str(each.get("ETag") or each.get("etag") or each.get("mtime"))
         for each in found
@@ -81,8 +86,10 @@ def _files(source: Path) -> dict[str, str]:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Of the workers of a machine, which all ask for the same model at once, one fetches it and the others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / ".lock").open("w") as file:
+    with _writing_here():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = (folder.parent / ".lock").open("w")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -90,18 +97,31 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 def _fetch(source: Path, names: list[str], folder: Path) -> None:
     if folder.is_dir():
         return
-    fs, root = file_system(source)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetching-"))
+    with _writing_here():
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetching-"))
     try:
         for name in names:
-            fs.get_file(f"{root}/{name}", str(unfinished / name))
-        (unfinished / _ADDRESS).write_text(str(source), encoding="utf-8")
+            fetch(source / name, unfinished / name, disk=cache_folder())
+        with _writing_here():
+            (unfinished / _ADDRESS).write_text(str(source), encoding="utf-8")
         unfinished.rename(folder)
+    except FileNotFoundError as error:
+        raise StorageError(f"model {str(source)!r} was changed while it was copied: {error}") from None
     except OSError:
         if not folder.is_dir():  # else another process was first; its copy is as good
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _writing_here() -> Iterator[None]:
+    """Whatever keeps the cache from being written is told with its folder, which a setting may move."""
+    try:
+        with writing(cache_folder()):
+            yield
+    except OSError as error:
+        raise StorageError(f"{str(cache_folder())!r} (PRM_RAY_CACHE) cannot be written: {error}") from None
 
 
 def _remove_older(source: Path, kept: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from prm_ray.errors import StorageError, UserError
-from prm_ray.storage import Write
+from prm_ray.storage import Write, storage_failure
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://")
 _PACKAGES = {**dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")), **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs"))}
@@ -74,6 +74,13 @@ def check_reachable(path: Path) -> None:
             fs.ls(name, detail=False)
             return
         fs.ls(name.split("/")[0], detail=False)
+
+
+def check_answers(path: Path) -> None:
+    """Raises `UserError` if nobody can be asked what is at an address; there need not be anything."""
+    fs, name = file_system(path)
+    with reading_from(path), suppress(FileNotFoundError):
+        fs.ls(name, detail=False)
 
 
 @contextmanager
@@ -192,12 +199,30 @@ def copy_tree(source: Path, target: Path) -> None:
 @contextmanager
 def downloaded(path: Path) -> Iterator[Path]:
     """A copy of one file on this machine, gone again behind the block; who has mapped it keeps it."""
-    fs, name = file_system(path)
     with tempfile.TemporaryDirectory(prefix="prm_ray-") as folder:
         here = Path(folder) / path.name
-        with _translated(path, "read"):
-            fs.get_file(name, str(here))
+        fetch(path, here, disk=Path(folder))
         yield here
+
+
+def fetch(path: Path, here: Path, disk: Path) -> None:
+    """Copy one file to this machine. Raises `StorageError` if it cannot be read, or `disk`, a folder above `here`, is
+    full; `FileNotFoundError` if it is not there."""
+    fs, name = file_system(path)
+    with fetching_from(path):
+        try:
+            fs.get_file(name, str(here))
+        except PermissionError:  # the store's: the file here was made by who calls
+            raise
+        except OSError as error:
+            raise storage_failure(disk, error) or error from None
+
+
+@contextmanager
+def fetching_from(path: Path) -> Iterator[None]:
+    """Raises `StorageError` for what cannot be read at an address: the next try may."""
+    with _translated(path, "read"):
+        yield
 
 
 def arrow_file_system(path: Path) -> Any:

@@ -105,9 +105,10 @@ def _load_with_head(auto_class: Any, name: str, dtype: torch.dtype, **options: A
     """The model, and which weights its files lack."""
     from safetensors import SafetensorError
 
+    folder = resolve_model(name)
     try:
         model, loading = auto_class.from_pretrained(
-            resolve_model(name),
+            folder,
             dtype=dtype,
             use_safetensors=True,
             attn_implementation="sdpa",

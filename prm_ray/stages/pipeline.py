@@ -9,7 +9,8 @@ import importlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from typing import Any
 from prm_ray.attempts import Attempt
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, NonFiniteLossError, StorageError, TakenOverError, UserError
-from prm_ray.objectstore import check_reachable, is_remote, location
+from prm_ray.objectstore import check_answers, check_reachable, is_remote, location
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
@@ -50,11 +51,24 @@ def run_all(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def check_storage(config: RunConfig) -> None:
-    """Raises `UserError` if the run's folder is an address that cannot be reached, or lies in a file."""
+    """Raises `UserError` if the run's folder is an address that cannot be reached at the start, or lies in a file."""
     if is_remote(config.run.dir):
-        check_reachable(config.run.dir)
+        with _reaching(config):
+            check_reachable(config.run.dir)
     elif files := [place for place in (config.run.dir, *config.run.dir.parents) if place.is_file()]:
         raise UserError(f"run.dir must be a folder, and {str(files[0])!r} is a file")
+
+
+@contextmanager
+def _reaching(config: RunConfig) -> Iterator[None]:
+    """At the start an address that cannot be reached is bad input: its name, the credentials, the endpoint. Once this
+    process has begun a stage they were good, so it is a `StorageError`, and the next try may do."""
+    try:
+        yield
+    except UserError as error:
+        if config.run.dir not in _attempts:
+            raise
+        raise StorageError(str(error)) from None
 
 
 def check_settings(config: RunConfig) -> None:
@@ -167,6 +181,10 @@ def _check_inputs(config: RunConfig, stage: str) -> None:
     """What a stage takes from outside the run (files, models, judges), before Ray starts or an earlier stage works."""
     check = getattr(_module(stage), "check", None)
     if check is not None:
+        models = (config.model.name, config.reference.model, config.train.start, config.score.model)
+        for name in filter(is_remote, (*models, config.step_label.verifier)):
+            with _reaching(config):
+                check_answers(location(str(name)))
         check(config)
 
 

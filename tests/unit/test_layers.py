@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "answers": FOUNDATION,
     "dataselection": FOUNDATION,
     "damage": set(),
-    "modelcache": {"errors", "objectstore"},
+    "modelcache": {"errors", "storage", "objectstore"},
     "embeddedmodel": {"errors", "storage", "modelcache"},
     "adapters": {"errors", "damage", "modelcache"},
     "models": FOUNDATION | {"core", "adapters", "damage", "embeddedmodel", "modelcache"},
