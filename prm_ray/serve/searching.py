@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from prm_ray.answers import final_answer
+from prm_ray.finalanswers import final_answer
 from prm_ray.scoring.asks import Ask, Cost, Item, ModelFacts, Problem, Refusal, RefusedError, Response, Scored
 from prm_ray.search.candidate import Candidate, Draw, Proposal, Reward
 from prm_ray.search.plan import Plan

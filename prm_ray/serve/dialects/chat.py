@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from fastapi.responses import StreamingResponse
 
-from prm_ray.answers import final_answer
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
+from prm_ray.finalanswers import final_answer
 from prm_ray.models import build_messages
 from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.asking import Asked, Asking
