@@ -163,6 +163,11 @@ class OutcomeData:
             for row in rows
         ]
 
+    def num_response_tokens(self) -> int:
+        """Of one pass over all sampled responses, equal ones as often as they were sampled."""
+        tokens = self._table["response_tokens"]
+        return sum(len(tokens[row]) for rows in self._all_rows for row in rows)
+
     def num_mismatched_tokens(self) -> int:
         """Of one pass over all of them, prompts included."""
         found = ((item, self.mismatched(item)) for item in range(len(self.sizes)))

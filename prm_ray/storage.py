@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from prm_ray.errors import StorageError
 Write = Callable[[BinaryIO], None]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -135,21 +137,30 @@ def writing(path: Path) -> Iterator[None]:
     """Raises `StorageError` with what to do if the disk is full, or nothing may be written there."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # libraries in Rust have types of their own for it, or none
         if failure := storage_failure(path, error):
             raise failure from None
         raise
 
 
-def storage_failure(path: Path, error: OSError) -> StorageError | None:
+def storage_failure(path: Path, error: Exception) -> StorageError | None:
     """What to tell of an error in writing a file; None if it is of another kind."""
-    if error.errno in _FULL:
+    number = _number_of(error)
+    if number in _FULL:
         advice = "make room there, then run the same command again; what is finished is kept"
-    elif error.errno in _FORBIDDEN:
+    elif number in _FORBIDDEN:
         advice = "it must lie in a folder that can be written to"
     else:
         return None
-    return StorageError(f"{str(path)!r} cannot be written: {os.strerror(error.errno or 0)}; {advice}")
+    return StorageError(f"{str(path)!r} cannot be written: {os.strerror(number or 0)}; {advice}")
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of an error. Safetensors and tokenizers, written in Rust, have it in their text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _NUMBER_IN_TEXT.search(str(error))
+    return int(found[1]) if found else None
 
 
 def json_writer(value: Any) -> Write:

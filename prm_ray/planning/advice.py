@@ -77,7 +77,7 @@ def _fits(question: Question, stage: str, cluster: Cluster) -> Iterator[Change]:
     changes: list[Change] = [_BUDGET]
     if not section.gradient_checkpointing:
         changes.append({"gradient_checkpointing": True})
-    workers = int(cluster.num_gpus / section.gpus_per_worker) if section.gpus_per_worker else cluster.nodes
+    workers = cluster.places(section.gpus_per_worker) if section.gpus_per_worker else cluster.nodes
     if workers > 1 and (section.parallel, section.num_workers) != ("fsdp", workers):
         changes.append({"parallel": "fsdp", "num_workers": workers})
     elif section.num_workers > 1 and not section.gpus_per_worker:
@@ -110,7 +110,7 @@ def _engines(question: Question, cluster: Cluster | None = None) -> Iterator[Cha
     section, cluster = question.config.generate, cluster or question.cluster
     gpus = section.gpus_per_engine * 2
     while 0 < gpus <= cluster.per_node:
-        engines = min(section.num_engines, cluster.num_gpus // gpus)
+        engines = min(section.num_engines, cluster.places(gpus))
         fewer = {} if engines == section.num_engines else {"num_engines": engines}
         yield {"gpus_per_engine": gpus} | fewer
         gpus *= 2

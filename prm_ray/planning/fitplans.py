@@ -92,6 +92,6 @@ def _loading(question: Question, section: FitSection, how: Training) -> tuple[st
     if section.parallel != "fsdp" or not section.gpus_per_worker:
         return ()
     each = question.shape.parameters * (question.number if how.lora_rank else FLOAT)
-    on_a_node = min(how.num_workers, int(question.cluster.per_node / min(1.0, section.gpus_per_worker)))
+    on_a_node = min(how.num_workers, question.cluster.places_on_a_node(section.gpus_per_worker))
     gib = on_a_node * each / GIB
     return (f"while it loads, a node needs {gib:.0f} GiB of main memory: {on_a_node} whole models",)

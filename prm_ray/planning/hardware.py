@@ -50,6 +50,14 @@ class Cluster:
     def num_gpus(self) -> int:
         return self.per_node * self.nodes if self.device.is_gpu else 0
 
+    def places(self, gpus: float) -> int:
+        """How many engines or workers with so many GPUs each there is room for."""
+        return self.nodes * self.places_on_a_node(gpus)
+
+    def places_on_a_node(self, gpus: float) -> int:
+        """What is left over on a node, or on a GPU that is shared, makes no more with what is left on another."""
+        return int(self.per_node // gpus) if gpus >= 1 else self.per_node * int(1 / gpus)
+
     def __str__(self) -> str:
         nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
         memory = f"{self.device.memory / GIB:.1f} GiB"

@@ -87,7 +87,7 @@ class TooFewGPUsError(UserError):
 
 
 def check_room(stage: str, resources: Resources, cluster: Cluster) -> None:
-    """Raises `UserError` for more GPUs than there are, or an engine or worker that fits on no machine."""
+    """Raises `UserError` for more engines or workers than there is room for, or one that fits on no machine."""
     workers_key, gpus_key = (f"{stage}.{key}" for key in resources.settings)
     asked = resources.workers * resources.gpus
     if asked and not cluster.device.is_gpu:
@@ -96,12 +96,15 @@ def check_room(stage: str, resources: Resources, cluster: Cluster) -> None:
         return
     if resources.gpus > cluster.per_node:
         raise UserError(f"{gpus_key} {resources.gpus:g} must be on one node, and a node has {cluster.per_node} GPUs")
+    if not asked or resources.workers <= (places := cluster.places(resources.gpus)):
+        return
+    what = f"{workers_key} {resources.workers} with {gpus_key} {resources.gpus:g}"
     if asked > cluster.num_gpus:
-        raise TooFewGPUsError(
-            f"{workers_key} {resources.workers} with {gpus_key} {resources.gpus:g} needs {asked:g} GPUs; "
-            f"there are {cluster.num_gpus}: {cluster}",
-            f"{workers_key}={int(cluster.num_gpus // resources.gpus)}",
-        )
+        reason = f"needs {asked:g} GPUs; there are {cluster.num_gpus}: {cluster}"
+    else:
+        one = "a node" if resources.gpus >= 1 else "a GPU"
+        reason = f"must each be within {one}; there is room for {places}: {cluster}"
+    raise TooFewGPUsError(f"{what} {reason}", f"{workers_key}={places}")
 
 
 def room(resources: Resources, cluster: Cluster) -> float | None:
@@ -131,12 +134,12 @@ def where(resources: Resources, cluster: Cluster, what: str = "worker") -> str:
 
 def idle(stage: str, resources: Resources, cluster: Cluster) -> tuple[str, ...]:
     """A note where GPUs have nothing to do."""
-    left = cluster.num_gpus - resources.workers * resources.gpus
     if not resources.gpus:
         gpus_key = f"{stage}.{resources.settings[1]}"
         return (f"runs on CPUs: {gpus_key} is 0; memory and time there are not planned",) if cluster.num_gpus else ()
-    more = int(cluster.num_gpus // resources.gpus)
-    if left < resources.gpus:
+    more = cluster.places(resources.gpus)
+    if more <= resources.workers:
         return ()
+    left = cluster.num_gpus - resources.workers * resources.gpus
     idle_ones = f"{left:g} GPU is" if left == 1 else f"{left:g} GPUs are"
     return (f"{idle_ones} idle: {stage}.{resources.settings[0]}={more}",)

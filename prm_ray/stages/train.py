@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
@@ -81,8 +79,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     num_steps = len(plan.steps(data))
     fit(plan, num_steps)
     write_prm_json(folder.workspace, _facts(config, policy, reference), home=folder.path)
-    num_responses = sum(data.sizes)
-    tokens = pc.sum(pc.list_value_length(table["response_tokens"])).as_py() * section.epochs
+    num_responses, tokens = sum(data.sizes), data.num_response_tokens() * section.epochs
     last = (folder.shared_workspace / METRICS_FILE).read_text().splitlines()[-1]
     details = {
         "num_steps": num_steps,

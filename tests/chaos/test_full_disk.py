@@ -34,10 +34,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def begin(config: RunConfig, path: Path) -> subprocess.Popen[str]:
+def begin(config: RunConfig, path: Path, **environment: str) -> subprocess.Popen[str]:
     path.write_text(json.dumps(config.model_dump(mode="json", by_alias=True)))
     command = [sys.executable, "-m", "jobs.train", str(path)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    own = os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=own)
 
 
 def test_training_that_cannot_store_a_checkpoint_says_so_and_goes_on_with_the_same_losses(
@@ -64,3 +65,15 @@ def test_training_that_cannot_store_a_checkpoint_says_so_and_goes_on_with_the_sa
     finish_up_to_training(whole)
     assert begin(whole, tmp_path / "whole.json").wait(600) == 0
     assert losses(folder) == losses(StageFolder(whole.run.dir, "train"))
+
+
+def test_training_on_a_machine_whose_own_disk_has_no_room_for_a_checkpoint_says_so(tmp_path: Path, tiny_model: str):
+    """Each worker writes its share there first, as a safetensors file."""
+    config = tiny_config(tmp_path / "run", tiny_model, train=TRAINING)
+    finish_up_to_training(config)
+    with memory_disk(tmp_path / "own", f"size={LEFT_BYTES}") as own:
+        run = begin(config, tmp_path / "run.json", TMPDIR=str(own), RAY_TMPDIR="/tmp")
+        _, said = run.communicate(timeout=600)
+    assert run.returncode == 1, said[-5000:]
+    last = said.splitlines()[-1]
+    assert last.startswith(f"prm-ray: error: '{own}") and "cannot be written: No space left on device" in last

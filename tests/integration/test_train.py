@@ -105,6 +105,25 @@ def test_what_is_selected_is_what_is_trained_on(tiny_model: str, tmp_path: Path)
     assert lengths["test"]["right"]["num"] == 0
 
 
+@pytest.mark.parametrize(("settings", "num_trained"), [({}, 28), ({"skip_uniform_prompts": True}, 24)])
+def test_tokens_are_those_of_the_responses_that_are_trained_on(
+    tiny_model: str, tmp_path: Path, settings: dict, num_trained: int
+) -> None:
+    """Of two tokens each. Two of nine problems are held out, and of one all responses are right."""
+    config = tiny_config(tmp_path, tiny_model, train={"epochs": 2, **settings})
+    table = write_reference_table(config, NUM_PROMPTS)
+    rows = table.read_part(0)
+    table.part_path(0).unlink()
+    for number, row in enumerate(rows):
+        row |= {key: row[key][:2] for key in ("response_tokens", "ref_logprobs")} | {"step_ends": [2]}
+        row["correct"] = row["prompt_id"] == "p0" or number % 2 == 0
+    table.write_part(0, rows)
+    folder = StageFolder(config.run.dir, "train")
+    folder.path.mkdir(parents=True)
+    result = train.run(config, folder)
+    assert (result.rows_in, result.rows_out, result.tokens) == (36, num_trained, num_trained * 2 * 2)
+
+
 def test_the_trained_adapter_lies_over_the_reference_and_scores_in_one_pass(tiny_model: str, tmp_path: Path) -> None:
     """Trained by two workers with sharded weights, in bfloat16 with gradient checkpointing: all at once."""
     settings = {"lora_rank": 4, "lr": 2e-2, "num_workers": 2, "parallel": "fsdp", "gradient_checkpointing": True}

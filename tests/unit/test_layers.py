@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "dataselection": FOUNDATION,
     "damage": set(),
     "modelcache": {"errors", "objectstore"},
-    "embeddedmodel": {"errors", "modelcache"},
+    "embeddedmodel": {"errors", "storage", "modelcache"},
     "adapters": {"errors", "damage", "modelcache"},
     "models": FOUNDATION | {"core", "adapters", "damage", "embeddedmodel", "modelcache"},
     "fingerprints": {"adapters", "models", "tables"},

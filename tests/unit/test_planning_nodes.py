@@ -1,0 +1,53 @@
+"""Plans for nodes that engines or workers do not fill: what is left over on each of two nodes makes no third engine."""
+
+from pathlib import Path
+
+import pytest
+
+from prm_ray.config import load_config
+from prm_ray.errors import UserError
+from prm_ray.planning.hardware import cluster_of_gpus
+from prm_ray.planning.plan import Plan, plan_run
+
+PAPER = Path(__file__).resolve().parents[2] / "configs" / "llama31_8b_implicit_prm.toml"
+ON_TWELVE = ["reference.num_workers=12", "train.num_workers=12", "score.num_workers=12"]
+
+
+def plan_of(*words: str) -> Plan:
+    """On two nodes of six GPUs."""
+    return plan_run(load_config(PAPER, [*ON_TWELVE, *words]), cluster_of_gpus("6xL40S", 2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["generate.gpus_per_engine=4", "generate.num_engines=3"],
+            "generate.num_engines 3 with generate.gpus_per_engine 4 must each be within a node; there is room for 2: "
+            "2 nodes of 6 x L40S (44.4 GiB each); all would have room with generate.num_engines=2",
+        ),
+        (
+            ["score.gpus_per_worker=0.6", "score.num_workers=13"],
+            "score.num_workers 13 with score.gpus_per_worker 0.6 must each be within a GPU; there is room for 12: ",
+        ),
+    ],
+)
+def test_more_than_the_nodes_hold_does_not_fit(words: list[str], message: str):
+    with pytest.raises(UserError) as error:
+        plan_of(*words)
+    assert message in str(error.value)
+
+
+def test_gpus_are_idle_where_another_engine_has_room_on_one_node():
+    def notes(num_engines: int) -> tuple[str, ...]:
+        plan = plan_of("generate.gpus_per_engine=4", f"generate.num_engines={num_engines}")
+        return next(stage for stage in plan.stages if stage.stage == "generate").notes
+
+    assert notes(1) == ("8 GPUs are idle: generate.num_engines=2",)
+    assert notes(2) == ()
+
+
+def test_advice_asks_for_no_more_engines_than_the_nodes_hold():
+    large = "model.name=meta-llama/Llama-3.1-70B-Instruct"
+    plan = plan_of(large, "generate.gpus_per_engine=2", "generate.num_engines=6")
+    assert plan.advice["generate"] == ("generate.gpus_per_engine=4", "generate.num_engines=2")
