@@ -96,6 +96,21 @@ def test_the_best_candidate_by_the_reward_is_the_answer(
     assert all(body["temperature"] == 0.7 and "prm" not in body and not body["stream"] for body in handler.bodies)
 
 
+def test_no_two_requests_for_candidates_have_the_same_seed(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    """A generator that draws each candidate by the request's seed and its place, as vLLM does, gives none twice."""
+    handler, url = generator
+
+    def by_seed(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, completion([str(body["seed"] + place) for place in range(body["n"])])
+
+    handler.script = staticmethod(by_seed)
+    found = ask(scorer, url, seed=40, prm={"return_candidates": True}).json()["prm_metadata"]
+    assert [body["n"] for body in handler.bodies] == [4, 4]
+    assert sorted(each["text"] for each in found["candidates"]) == [str(40 + number) for number in range(8)]
+
+
 def test_one_users_turn_is_a_problem_and_gets_the_runs_prompt(
     scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
 ) -> None:
