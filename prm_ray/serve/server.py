@@ -27,7 +27,7 @@ from prm_ray.scoring.served import ServedModel, served_models
 from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
-from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
+from prm_ray.serve.manifest import APP_NAME, http_options, to_yaml
 from prm_ray.serve.proxy import SETTING as PROXY_SETTING
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
@@ -99,7 +99,7 @@ def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
     _print_own_workers_only()
     serve.start(
         proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
-        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS},
+        http_options=http_options(config.serve),
         logging_config=_QUIET,
     )
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
@@ -132,9 +132,8 @@ def _print_own_workers_only() -> None:
 
 def _drain(section: ServeSection) -> None:
     """Let requests end, as long as one may take; a second Ctrl-C stops at once."""
-    longest = section.timeout_seconds + (section.generator_timeout_seconds if section.generator else 0)
     try:
-        serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=longest)
+        serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=section.longest_seconds)
     except (KeyboardInterrupt, TimeoutError, RayServeException, RayError) as error:
         log.warning("stopped before all requests were answered (%s)", type(error).__name__)
 
