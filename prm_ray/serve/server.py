@@ -12,6 +12,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from types import FrameType
 
 from ray import serve
@@ -92,32 +93,48 @@ def _check(config: RunConfig) -> list[ServedModel]:
 
 
 def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
-    from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
-
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = config.serve.host, config.serve.port
-    _print_own_workers_only()
-    serve.start(
-        proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
-        http_options=http_options(config.serve),
-        logging_config=_QUIET,
-    )
+    base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    was_there = bool(serve.status().proxies)
+    if not was_there:
+        _print_own_workers_only()
+    try:
+        serve.start(
+            proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
+            http_options=http_options(config.serve),
+            logging_config=_QUIET,
+        )
+        _load(config, models)
+        _wait_until_it_answers(base_url)
+    except BaseException:  # also interrupted while loading or waiting: leave nothing running
+        _take_back(was_there)
+        raise
+    return base_url
+
+
+def _load(config: RunConfig, models: list[ServedModel]) -> None:
+    from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
+
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
         serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET_JSON)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
-        stop()
         reason = _last_error(text)
         raise cause_in_traceback(text) or UserError(
             f"a model did not load ({', '.join(model.folder for model in models)}): {reason}"
         ) from None
-    except BaseException:  # interrupted while loading: leave nothing running
+
+
+def _take_back(was_there: bool) -> None:
+    """Undo a start. A Serve that was there before may have applications of others."""
+    if not was_there:
         stop()
-        raise
-    base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    _wait_until_it_answers(base_url)
-    return base_url
+        return
+    with suppress(TimeoutError):  # Serve goes on ending its replicas
+        serve.delete(APP_NAME)
+    give_up_claim()
 
 
 def _print_own_workers_only() -> None:
@@ -126,8 +143,7 @@ def _print_own_workers_only() -> None:
     That is for a Serve that another job has started: its replicas count as that job's. Of one that starts here all are
     this job's own.
     """
-    if not serve.status().proxies:
-        Worker._filter_logs_by_job = property(lambda _: True, lambda _, value: None)
+    Worker._filter_logs_by_job = property(lambda _: True, lambda _, value: None)
 
 
 def _drain(section: ServeSection) -> None:
