@@ -127,7 +127,7 @@ def encode_candidates(
 
 
 def encode_problem(tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: Problem) -> list[int]:
-    """Token ids of a problem. Raises `UserError` for what is none."""
+    """Token ids of a problem. Raises `UserError` for what is none, or what the chat template refuses."""
     tokens, messages = _tokens_or_messages(prompt, problem)
     return tokens or encode_prompt(tokenizer, messages)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
 from prm_ray.models import base_model, context_length, decode, encode_prompt, load_tokenizer
 from prm_ray.scoring.asks import Refusal
 from prm_ray.search.candidate import Candidate, Draw, Proposal
@@ -98,7 +99,10 @@ class ChatModel:
         return await continuer(opening.prompt, start.tokens, start.text, draw, opening.max_tokens, opening.decoding)
 
     def _open(self, request: GenerationBody) -> Opening | Refusal:
-        prompt = encode_prompt(self._tokenizer, [message.model_dump() for message in request.messages])
+        try:
+            prompt = encode_prompt(self._tokenizer, [message.model_dump() for message in request.messages])
+        except UserError as error:
+            return Refusal(400, "refused_by_generator", str(error))
         room = self._options.max_model_len - len(prompt)
         if room < 1:
             return Refusal(

@@ -123,13 +123,15 @@ def _reply(
 
 
 def _order(items: list[Item], answers: list[str | None], aggregation: str, vote: str) -> list[int]:
-    """Candidates best first; those that could not be scored last. Raises `RefusedError` if none could be."""
+    """Candidates best first, by the rules that a report measures (docs/method.md): one without a final answer comes
+    behind all that have one. Those that could not be scored are last. Raises `RefusedError` if none could be.
+    """
     good = [index for index, item in enumerate(items) if item.failure is None]
     if not good:
         reasons = "; ".join(dict.fromkeys(item.failure.message for item in items if item.failure is not None))
         raise RefusedError(Refusal(502, "not_scored", f"none of {len(items)} candidates could be scored: {reasons}"))
     rewards = [items[index].rewards[aggregation] for index in good]
-    order = sorted(range(len(good)), key=lambda place: -rewards[place])
+    order = sorted(range(len(good)), key=lambda place: (answers[good[place]] is None, -rewards[place]))
     if vote != "none" and any(answers[index] is not None for index in good):
         voted = [answers[index] for index in good]
         winner = (
