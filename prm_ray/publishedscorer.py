@@ -25,7 +25,7 @@ from prm_ray.publishedformats import Format, Question, label_tokens, math_shephe
 from prm_ray.rewardmodels import load_with_process_head, load_with_value_head
 from prm_ray.scorer import group_values
 from prm_ray.settings import PublishedStyle
-from prm_ray.texts import ScoredResponse, all_rewards, check_numbers, check_scoring, longest_text
+from prm_ray.texts import ResponseError, ScoredResponse, all_rewards, check_numbers, check_scoring, longest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -104,13 +104,16 @@ class PublishedScorer:
         return scored
 
     def prepare(self, problem: str, responses: Sequence[str | Sequence[str]]) -> Asked:
-        """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
+        """The part of `score` that needs no model: encodes and checks.
+
+        Raises `UserError` for a problem that is none, `ResponseError` for the first response that cannot be scored.
+        """
         if not isinstance(problem, str):
             raise UserError(f"problem {repr(problem)[:200]} must be a text: a published model has a prompt of its own")
         if isinstance(responses, str):
             raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
-        cuts = [split_steps(each, self.step_rule) if isinstance(each, str) else _closed(each) for each in responses]
-        return Asked(cuts, [self.questions(problem, steps) for steps in cuts])
+        cuts = [self._cut(number, response) for number, response in enumerate(responses)]
+        return Asked(cuts, [self._questions_of(number, problem, steps) for number, steps in enumerate(cuts)])
 
     def score_prepared(self, prepared: Sequence[Asked]) -> list[list[ScoredResponse]]:
         """Score candidates of many problems in packed passes over all of them."""
@@ -124,16 +127,18 @@ class PublishedScorer:
         ]
 
     def questions(self, problem: str, steps: Sequence[str]) -> list[Question]:
-        """The texts that ask for the S rewards of a response. Raises `UserError` as `score` does."""
+        """The texts that ask for the S rewards of a response. Raises `ResponseError` for one that cannot be asked."""
         if not steps:
-            raise UserError("a response is empty; it must have at least one step")
+            raise ResponseError("a response is empty; it must have at least one step", "empty_response")
         for number, step in enumerate(steps, start=1):
             if not step.strip():
-                raise UserError(f"step {number} of {len(steps)} is empty; it must have at least one character")
+                raise ResponseError(f"step {number} of {len(steps)} is empty; it must have at least one character")
         questions = self._ask(problem, steps)
         longest = max(len(each.tokens) for each in questions)
         if self._context is not None and longest > self._context:
-            raise UserError(f"prompt and response have {longest} tokens, the model reads {self._context}")
+            raise ResponseError(
+                f"prompt and response have {longest} tokens, the model reads {self._context}", "too_long"
+            )
         return questions
 
     def step_logits(self, asked: Sequence[Sequence[Question]]) -> list[list[float]]:
@@ -145,6 +150,19 @@ class PublishedScorer:
             [value for each in questions for value in next(values)[0][[place - 1 for place in each.places]].tolist()]
             for questions in asked
         ]
+
+    def _cut(self, number: int, response: str | Sequence[str]) -> list[str]:
+        if isinstance(response, str):
+            return split_steps(response, self.step_rule)
+        if not all(isinstance(step, str) for step in response):
+            raise ResponseError(f"response {number} is no text: a published model has tokens of its own")
+        return _closed(response)
+
+    def _questions_of(self, number: int, problem: str, steps: Sequence[str]) -> list[Question]:
+        try:
+            return self.questions(problem, steps)
+        except ResponseError as error:
+            raise ResponseError(f"response {number}: {error}", error.kind) from None
 
     def _scored(self, steps: list[str], questions: list[Question], logits_S: list[float]) -> ScoredResponse:
         text = "".join(steps)
