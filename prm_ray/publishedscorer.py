@@ -25,7 +25,15 @@ from prm_ray.publishedformats import Format, Question, label_tokens, math_shephe
 from prm_ray.rewardmodels import load_with_process_head, load_with_value_head
 from prm_ray.scorer import group_values
 from prm_ray.settings import PublishedStyle
-from prm_ray.texts import ResponseError, ScoredResponse, all_rewards, check_numbers, check_scoring, longest_text
+from prm_ray.texts import (
+    ResponseError,
+    ScoredResponse,
+    all_rewards,
+    check_numbers,
+    check_scoring,
+    longest_text,
+    text_step_ends,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -36,6 +44,7 @@ class Asked:
     """N responses to one problem in the format of a published model."""
 
     steps: list[list[str]]
+    step_ends: list[list[int]]
     questions: list[list[Question]]
 
     prompt_tokens: ClassVar[tuple[int, ...]] = ()
@@ -97,8 +106,8 @@ class PublishedScorer:
     def score(self, problem: str, responses: Sequence[str | Sequence[str]]) -> list[ScoredResponse]:
         """Score responses to one problem, in their order; each a text, cut by `step_rule`, or a list of its S steps.
 
-        `step_ends` are counted in the tokens of the whole text that the model reads. Raises `UserError` for an empty
-        step, or a text longer than the model reads.
+        `step_ends` are counted in the tokens of the response's text alone, not of what the model reads around it.
+        Raises `UserError` for an empty step, or a text longer than the model reads.
         """
         (scored,) = self.score_prepared([self.prepare(problem, responses)])
         return scored
@@ -113,15 +122,16 @@ class PublishedScorer:
         if isinstance(responses, str):
             raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
         cuts = [self._cut(number, response) for number, response in enumerate(responses)]
-        return Asked(cuts, [self._questions_of(number, problem, steps) for number, steps in enumerate(cuts)])
+        questions = [self._questions_of(number, problem, steps) for number, steps in enumerate(cuts)]
+        return Asked(cuts, [text_step_ends(self.tokenizer, steps) for steps in cuts], questions)
 
     def score_prepared(self, prepared: Sequence[Asked]) -> list[list[ScoredResponse]]:
         """Score candidates of many problems in packed passes over all of them."""
         logits = iter(self.step_logits([questions for asked in prepared for questions in asked.questions]))
         return [
             [
-                self._scored(steps, questions, next(logits))
-                for steps, questions in zip(asked.steps, asked.questions, strict=True)
+                _scored(steps, step_ends, next(logits))
+                for steps, step_ends in zip(asked.steps, asked.step_ends, strict=True)
             ]
             for asked in prepared
         ]
@@ -164,12 +174,6 @@ class PublishedScorer:
         except ResponseError as error:
             raise ResponseError(f"response {number}: {error}", error.kind) from None
 
-    def _scored(self, steps: list[str], questions: list[Question], logits_S: list[float]) -> ScoredResponse:
-        text = "".join(steps)
-        ends = [place + 1 for each in questions for place in each.places]
-        num_tokens = len(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, num_tokens), [])
-
 
 def load_format(
     folder: str | Path, style: PublishedStyle, chat_template: Path | None = None
@@ -189,6 +193,10 @@ def _closed(steps: Sequence[str]) -> list[str]:
     """The steps so that they join to a text: a blank line behind each but the last, unless white space is there."""
     parted = [step if step[-1:].isspace() else f"{step}\n\n" for step in steps[:-1]]
     return [*parted, *steps[-1:]]
+
+
+def _scored(steps: list[str], step_ends: list[int], logits_S: list[float]) -> ScoredResponse:
+    return ScoredResponse("".join(steps), steps, step_ends, [], logits_S, all_rewards(logits_S, step_ends[-1]), [])
 
 
 def _pad_token(path: str) -> int | None:

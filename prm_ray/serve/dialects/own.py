@@ -46,6 +46,7 @@ class Step(Body):
     """Characters into the response."""
     end: int
     num_tokens: int
+    """0 of a published model's step that lies in the last token of the step before it."""
     reward: float
     prefix_reward: float
     """Of the response up to here: the step rewards so far added up; of a head, the step's own logit."""
