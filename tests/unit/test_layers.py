@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models", "damage"},
     "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "texts", "scorer"},
-    "publishedformats": {"errors"},
+    "publishedformats": {"errors", "texts"},
     "publishedscorer": FOUNDATION | {"core", "models", "publishedformats", "rewardmodels", "texts", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},
