@@ -21,8 +21,14 @@ def why_not(name: str | Path, error: BaseException) -> str:
                 f"{str(path)!r} is damaged ({damage}); copy it there again, or, of a stage of a run, make it again "
                 "with --fresh and the name of the stage"
             )
-    return first_line(error)
+    return reason(error)
 
 
-def first_line(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of what a library says; of code that comes with a model, the setting that has it run."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it comes with code of its own, which runs only with model.trust_remote_code = true (that of a published "
+            "reward model never does)"
+        )
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import RunConfig
-from prm_ray.damage import first_line, why_not
+from prm_ray.damage import reason, why_not
 from prm_ray.embeddedmodel import EMBEDDED, embedded_folder
 from prm_ray.errors import UserError
 from prm_ray.modelcache import local_copy, named_from, way_to
@@ -21,7 +21,7 @@ from prm_ray.settings import PromptSection
 from prm_ray.tables import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _TOKENS_OF_A_CHARACTER = 16
@@ -84,7 +84,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(_on_this_machine(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r} has no tokenizer that loads: {first_line(error)}") from None
+        raise UserError(f"model {name!r} has no tokenizer that loads: {reason(error)}") from None
     if chat_template is not None:
         if not chat_template.is_file():
             raise UserError(f"prompt.chat_template {str(chat_template)!r} does not exist")
@@ -133,11 +133,13 @@ def load_model(
     return placed(model, device)
 
 
-def check_vocabularies(policy: str, reference: str) -> None:
+def check_vocabularies(policy: str, reference: str, trust_remote_code: bool = False) -> None:
     """Raises `UserError` unless both models read the same token ids (same tokenizer, so ids mean the same text)."""
     if policy == reference:
         return
-    ours, theirs = load_tokenizer(policy).get_vocab(), load_tokenizer(reference).get_vocab()
+    ours, theirs = (
+        load_tokenizer(name, trust_remote_code=trust_remote_code).get_vocab() for name in (policy, reference)
+    )
     if ours != theirs:
         raise UserError(
             f"policy {policy!r} ({len(ours)} tokens) and reference {reference!r} ({len(theirs)} tokens) "
@@ -145,24 +147,33 @@ def check_vocabularies(policy: str, reference: str) -> None:
         )
 
 
-def context_length(name: str) -> int | None:
-    """Most tokens the model can read at once, if its config says so."""
+def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model, or of what an adapter lies over. Raises `UserError` for one that does not load."""
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(_whole_model(name)), "max_position_embeddings", None)
+    try:
+        return AutoConfig.from_pretrained(_whole_model(name), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {name!r} has no config that loads: {reason(error)}") from None
 
 
-def count_parameters(name: str) -> int:
+def context_length(name: str, trust_remote_code: bool = False) -> int | None:
+    """Most tokens the model can read at once, if its config says so."""
+    return getattr(load_config(name, trust_remote_code), "max_position_embeddings", None)
+
+
+def count_parameters(name: str, trust_remote_code: bool = False) -> int:
     """Parameters that a token is multiplied with: all of the whole model's but an embedding table only looked up in.
 
     Read from the config alone, no weights are loaded. An adapter counts as its base.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(_whole_model(name))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(
+            load_config(name, trust_remote_code), trust_remote_code=trust_remote_code
+        )
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     looked_up, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return total if looked_up is output else total - looked_up.numel()

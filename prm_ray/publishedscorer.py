@@ -20,7 +20,7 @@ from prm_ray.core.heads import LabelTokens, score_head
 from prm_ray.core.packing import PromptGroup
 from prm_ray.core.steps import split_steps
 from prm_ray.errors import UserError
-from prm_ray.models import load_model, load_tokenizer, resolve_model
+from prm_ray.models import load_config, load_model, load_tokenizer, resolve_model
 from prm_ray.publishedformats import Format, Question, label_tokens, math_shepherd, qwen_prm, rlhflow, value_head
 from prm_ray.rewardmodels import load_with_process_head, load_with_value_head
 from prm_ray.scorer import group_values
@@ -201,6 +201,4 @@ def _scored(steps: list[str], step_ends: list[int], logits_S: list[float]) -> Sc
 
 def _pad_token(path: str) -> int | None:
     """As the files have it: a loaded model may have been given one."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(path).get_text_config().pad_token_id
+    return load_config(path).get_text_config().pad_token_id

@@ -16,7 +16,7 @@ from prm_ray.core.forward import Reading, response_logprobs, response_values
 from prm_ray.core.heads import LabelTokens, score_head
 from prm_ray.damage import why_not
 from prm_ray.errors import UserError
-from prm_ray.models import is_adapter, load_model, load_tokenizer, resolve_model
+from prm_ray.models import is_adapter, load_config, load_model, load_tokenizer, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,8 @@ def load_with_value_head(
             raise UserError(f"model {name!r} has no value head: its files lack {missing[0]!r}")
         _start_head(model, seed)
     if model.config.pad_token_id is None:  # transformers' own forward pass asks for one
-        model.config.pad_token_id = load_tokenizer(name, needs_chat=False).eos_token_id
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, needs_chat=False)
+        model.config.pad_token_id = tokenizer.eos_token_id
     return placed(model, device)
 
 
@@ -82,7 +83,7 @@ def load_with_process_head(name: str, dtype: str = "auto", device: str | None = 
     `UserError` for what does not load, is no Qwen2, or lacks them.
     """
     from torch import nn
-    from transformers import AutoConfig, Qwen2ForTokenClassification
+    from transformers import Qwen2ForTokenClassification
 
     class ProcessRewardModel(Qwen2ForTokenClassification):
         def __init__(self, config: Any):
@@ -90,7 +91,7 @@ def load_with_process_head(name: str, dtype: str = "auto", device: str | None = 
             size = config.hidden_size
             self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
 
-    kind = AutoConfig.from_pretrained(resolve_model(name)).model_type
+    kind = load_config(name).model_type
     if kind != "qwen2":
         raise UserError(f"model {name!r} is of type {kind!r}; a head as of Qwen2.5-Math-PRM needs 'qwen2'")
     device = device or own_device()
@@ -131,7 +132,7 @@ def load_reward_model(
     folder: str | Path, facts: dict[str, Any], dtype: str = "auto", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Reading]:
     """A trained head with its tokenizer and what reads it; `facts` are those of its prm.json."""
-    path, tokenizer = str(folder), load_tokenizer(str(folder))
+    path, tokenizer = str(folder), load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     load = load_with_value_head if facts["reward"] == "value_head" else load_model
     reading = reading_of(facts["reward"], facts.get("label_tokens", ()), tokenizer)
     return load(path, dtype, trust_remote_code), tokenizer, reading

@@ -162,6 +162,7 @@ class Scorer:
         with_reference: bool | None = None,
         beta_schedule: str | None = None,
         cache_tokens: int = 0,
+        trust_remote_code: bool = False,
     ) -> Scorer:
         """Load a trained PRM and its reference (none = the one named in the PRM's `prm.json`).
 
@@ -183,16 +184,16 @@ class Scorer:
             raise UserError(f"the reference {str(reference)!r} would not be used: with_reference is False")
         reference_path = resolve_model(str(reference or facts["reference"])) if with_reference else None
         if reference_path is not None:
-            check_vocabularies(policy_path, reference_path)
-        policy_model = load_model(policy_path, dtype)
+            check_vocabularies(policy_path, reference_path, trust_remote_code)
+        policy_model = load_model(policy_path, dtype, trust_remote_code)
         reference_model = None
         if reference_path is not None:
             is_base = is_adapter_over(policy_path, reference_path)
-            reference_model = policy_model if is_base else load_model(reference_path, dtype)
+            reference_model = policy_model if is_base else load_model(reference_path, dtype, trust_remote_code)
         return cls(
             policy_model,
             reference_model,
-            load_tokenizer(policy_path),
+            load_tokenizer(policy_path, trust_remote_code=trust_remote_code),
             beta=facts.get("beta", 1.0) if beta is None else beta,
             step_rule=step_rule or facts.get("step_rule", "blank_line"),
             prompt=PromptSection.model_validate(facts.get("prompt", {})),

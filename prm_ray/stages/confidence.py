@@ -36,7 +36,7 @@ def check_verifier(config: RunConfig) -> None:
             f"step_label.verifier {verifier!r} was trained with reward {facts['reward']!r}; "
             f"it must be one of {', '.join(_LOADERS)}"
         )
-    check_vocabularies(verifier, resolve_model(config.model.name))
+    check_vocabularies(verifier, resolve_model(config.model.name), config.model.trust_remote_code)
 
 
 def load_step_values(config: RunConfig) -> StepValues:
@@ -53,6 +53,7 @@ def _implicit_prm(config: RunConfig) -> StepValues:
         dtype=config.model.dtype,
         token_budget=section.token_budget,
         with_reference=read_prm_json(str(section.verifier)).get("trained_with_reference", True),
+        trust_remote_code=config.model.trust_remote_code,
     )
 
     def step_values(
@@ -73,7 +74,10 @@ def _head(config: RunConfig) -> StepValues:
     """f_t = sigmoid of the logit at the end of step t."""
     section = config.step_label
     scorer = HeadScorer.from_pretrained(
-        str(section.verifier), dtype=config.model.dtype, token_budget=section.token_budget
+        str(section.verifier),
+        dtype=config.model.dtype,
+        token_budget=section.token_budget,
+        trust_remote_code=config.model.trust_remote_code,
     )
 
     def step_values(

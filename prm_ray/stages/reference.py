@@ -26,6 +26,7 @@ from prm_ray.models import (
     decode,
     encode_prompt,
     encode_response,
+    load_config,
     load_model,
     load_tokenizer,
     reference_model,
@@ -48,13 +49,14 @@ def source_folder(config: RunConfig) -> StageFolder:
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for a model without tokenizer or chat template, one whose template refuses the prompt, or a
-    reference that reads other token ids."""
-    policy = resolve_model(config.model.name)
-    tokenizer = load_tokenizer(policy, config.prompt.chat_template, config.model.trust_remote_code)
+    """Raises `UserError` for a model without tokenizer or chat template, one whose template refuses the prompt or whose
+    own code may not run, or a reference that reads other token ids."""
+    policy, trust = resolve_model(config.model.name), config.model.trust_remote_code
+    tokenizer = load_tokenizer(policy, config.prompt.chat_template, trust)
+    load_config(policy, trust)
     encode_prompt(tokenizer, build_messages(config.prompt, "1"))
     if config.reference.model:
-        check_vocabularies(policy, resolve_model(config.reference.model))
+        check_vocabularies(policy, resolve_model(config.reference.model), trust)
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
@@ -70,7 +72,8 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
         num_gpus=config.reference.gpus_per_worker,
     )
     counted = count_parts(folder, ("error",), "response_tokens")
-    return replace(counted, details=counted.details | {"num_parameters": count_parameters(path)})
+    num_parameters = count_parameters(path, config.model.trust_remote_code)
+    return replace(counted, details=counted.details | {"num_parameters": num_parameters})
 
 
 class ReferenceWorker:
@@ -83,7 +86,7 @@ class ReferenceWorker:
         path = reference_model(config)
         set_threads(config.reference.num_workers)
         self._tokenizer = load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)
-        self._context = context_length(path)
+        self._context = context_length(path, config.model.trust_remote_code)
         self._model = None
         if self._section.logprobs == "compute":
             self._model = load_model(path, config.model.dtype, config.model.trust_remote_code)

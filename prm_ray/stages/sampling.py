@@ -94,7 +94,7 @@ def sampler_options(config: RunConfig, model: str) -> SamplerOptions:
         trust_remote_code=config.model.trust_remote_code,
         decoding=Decoding(section.num_samples, section.temperature, section.top_p),
         max_tokens=section.max_tokens,
-        max_model_len=min(limit, context_length(model) or limit),
+        max_model_len=min(limit, context_length(model, config.model.trust_remote_code) or limit),
         num_gpus=section.gpus_per_engine,
         num_threads=int(threads) if threads and threads.isdigit() else _cores_of_an_engine(section.num_engines),
         seed=config.run.seed,

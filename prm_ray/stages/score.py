@@ -98,7 +98,7 @@ class _LogRatios:
         self._scorer = Scorer(
             load_model(checkpoint, config.model.dtype, config.model.trust_remote_code),
             None,
-            load_tokenizer(checkpoint),
+            load_tokenizer(checkpoint, trust_remote_code=config.model.trust_remote_code),
             beta=facts["beta"],
             step_rule=facts["step_rule"],
             token_budget=config.score.token_budget,

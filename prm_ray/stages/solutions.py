@@ -62,17 +62,17 @@ class _Trained:
     def __init__(self, config: RunConfig):
         checkpoint = str(StageFolder(config.run.dir, "train").path)
         options: dict[str, Any] = {"dtype": config.model.dtype, "token_budget": config.processbench.token_budget}
+        options |= {"trust_remote_code": config.model.trust_remote_code}
         self._scorer: Scorer | HeadScorer
         self._rewards: RewardsOfGroups
         if read_prm_json(checkpoint).get("reward") in HEADS:
-            options |= {"trust_remote_code": config.model.trust_remote_code}
             self._scorer = HeadScorer.from_pretrained(checkpoint, **options)
             self._rewards = self._scorer.step_logits
         else:
             options |= {"with_reference": config.score.with_reference, "beta_schedule": config.score.beta_schedule}
             self._scorer = Scorer.from_pretrained(checkpoint, **options)
             self._rewards = partial(_log_ratios, self._scorer)
-        self._context = context_length(checkpoint)
+        self._context = context_length(checkpoint, config.model.trust_remote_code)
 
     def encoded(self, solution: Solution) -> dict[str, Any]:
         tokenizer = self._scorer.tokenizer

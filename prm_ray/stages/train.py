@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import AdapterSettings, check_adapter
 from prm_ray.config import RunConfig
@@ -45,6 +45,9 @@ from prm_ray.stages.trainingsets import (
 from prm_ray.tables import StageFolder
 from prm_ray.trainingdata import num_packed_tokens
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 def check(config: RunConfig) -> None:
     """Raises `UserError` for a start that is none, an adapter that the model cannot get, or a run in `select.mix` that
@@ -52,7 +55,7 @@ def check(config: RunConfig) -> None:
     base_model(config)
     _check_start(config)
     if config.train.reward == "label_token":
-        reading_of("label_token", config.train.label_tokens, load_tokenizer(resolve_model(config.model.name)))
+        reading_of("label_token", config.train.label_tokens, _tokenizer(config, resolve_model(config.model.name)))
     check_mix(config, training_columns(config), training_stage(config))
     if (adapter := _adapter(config)) is not None:  # a warm-up changes no layer's name
         check_adapter(resolve_model(config.model.name), adapter, config.model.trust_remote_code)
@@ -72,7 +75,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     plan = FitPlan(
         *("train", folder, policy, config, section, config.train_seed),
         *(make_data, make_held_out, adapter),
-        reading=reading_of(section.reward, section.label_tokens, load_tokenizer(policy)),
+        reading=reading_of(section.reward, section.label_tokens, _tokenizer(config, policy)),
         load=partial(load_with_value_head, seed=config.train_seed) if section.reward == "value_head" else load_model,
         head_lr=section.head_lr,
     )
@@ -83,7 +86,7 @@ def run(config: RunConfig, folder: StageFolder) -> StageResult:
     last = (folder.shared_workspace / METRICS_FILE).read_text().splitlines()[-1]
     details = {
         "num_steps": num_steps,
-        "num_parameters": count_parameters(policy),
+        "num_parameters": count_parameters(policy, config.model.trust_remote_code),
         "trained_tokens": num_packed_tokens(data) * section.epochs,
         "forward_tokens": data.num_mismatched_tokens() * section.epochs if section.objective == "kto" else 0,
         "last": json.loads(last),
@@ -126,6 +129,11 @@ def _check_start(config: RunConfig) -> None:
 
 def _start(config: RunConfig) -> str:
     return config.train.start or base_model(config)
+
+
+def _tokenizer(config: RunConfig, model: str) -> PreTrainedTokenizerFast:
+    """For the words of a head: the chat template is the run's own."""
+    return load_tokenizer(model, trust_remote_code=config.model.trust_remote_code, needs_chat=False)
 
 
 def _adapter(config: RunConfig) -> AdapterSettings | None:
