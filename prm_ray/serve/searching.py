@@ -119,7 +119,7 @@ class _Running:
     async def _score(self, candidate: Candidate) -> Reward:
         response: Response = list(candidate.tokens) if self._by_tokens else candidate.text
         try:
-            scored = await self._score_patiently(Ask(self._wanted.problem, [response]))
+            scored = await self._score_patiently(Ask(self._wanted.problem, [response], is_open=candidate.is_open))
         except RefusedError as error:
             self._refusals.append(error.refusal)
             return Reward(error=error.refusal.message)

@@ -8,6 +8,7 @@ import pytest
 
 from prm_ray.integrations.verl import score_response, write_step_rewards
 from prm_ray.publishedscorer import PublishedScorer
+from prm_ray.scoring.asks import Ask
 from prm_ray.scoring.served import ServedModel
 from prm_ray.stages.searching.workers import ScorerActor
 from prm_ray.texts import text_step_ends
@@ -60,7 +61,8 @@ def test_a_search_scores_the_other_problems_responses(folder: str) -> None:
     async def score() -> list[Any]:
         actor = ScorerActor(model, "min", None)
         try:
-            return await actor.run([(PROBLEM, GOOD[0]), ("2 + 2", LONG), ("4 + 4", TAGGED), (PROBLEM, GOOD[1])])
+            asks = [(PROBLEM, GOOD[0]), ("2 + 2", LONG), ("4 + 4", TAGGED), (PROBLEM, GOOD[1])]
+            return await actor.run([Ask(problem, [response]) for problem, response in asks])
         finally:
             await actor.close()
 
