@@ -207,7 +207,7 @@ def _templated(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, 
     try:
         return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, **options)
     except TemplateError as error:
-        raise UserError(f"the model's chat template refuses the messages: {first_line(error)}") from None
+        raise UserError(f"the model's chat template refuses the messages: {reason(error)}") from None
 
 
 def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
