@@ -66,7 +66,8 @@ def test_that_holds_beside_responses_that_fail_and_in_a_long_request(scorer: Sco
 
 
 def test_the_gateway_searches_by_texts_as_by_tokens(scorer: Scorer, tiny_model: str) -> None:
-    """Which beginnings it goes on from depends on their rewards alone."""
+    """Which first steps it goes on from depends on their rewards alone; what is drawn behind them, on which of several
+    equal ones comes first."""
     went_on: list[list[str]] = []
     for reading in (frozenset({"demo"}), frozenset[str]()):
         toy = ToySteps(load_tokenizer(tiny_model))
@@ -76,9 +77,9 @@ def test_the_gateway_searches_by_texts_as_by_tokens(scorer: Scorer, tiny_model: 
         api = tiny_api({"demo": scorer}, gateway=gateway, max_candidates=16)
         (reply,) = asyncio.run(asked(api, post("/v1/chat/completions", body)))
         assert reply.status_code == 200, reply.text
-        went_on.append(sorted(start.text for start in toy.starts))
+        went_on.append(sorted(start.text for start in toy.starts if start.text.count("\n") == 1))
     by_tokens, by_texts = went_on
-    assert by_tokens == by_texts and len(set(by_tokens)) > 4
+    assert by_tokens == by_texts and len(set(by_tokens)) > 1
 
 
 def test_a_search_over_the_held_out_problems_says_which_texts_go_on() -> None:
