@@ -65,7 +65,8 @@ def test_that_holds_beside_responses_that_fail_and_in_a_long_request(scorer: Sco
         assert item.step_rewards == rewards(scorer, unclosed(scorer, text))
 
 
-def test_the_gateway_searches_by_texts_as_by_tokens(scorer: Scorer, tiny_model: str) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gateway_searches_by_texts_as_by_tokens(scorer: Scorer, tiny_model: str, seed: int) -> None:
     """Which first steps it goes on from depends on their rewards alone; what is drawn behind them, on which of several
     equal ones comes first."""
     went_on: list[list[str]] = []
@@ -73,7 +74,7 @@ def test_the_gateway_searches_by_texts_as_by_tokens(scorer: Scorer, tiny_model: 
         toy = ToySteps(load_tokenizer(tiny_model))
         gateway = Gateway(Whole(), 8, r"(\d+)\s*\Z", 20.0, steps=toy, reads_tokens=reading)
         prm = {"strategy": "beam", "expand": 4}
-        body = {"messages": [{"role": "user", "content": PROBLEM}], "best_of": 16, "seed": 3, "prm": prm}
+        body = {"messages": [{"role": "user", "content": PROBLEM}], "best_of": 16, "seed": seed, "prm": prm}
         api = tiny_api({"demo": scorer}, gateway=gateway, max_candidates=16)
         (reply,) = asyncio.run(asked(api, post("/v1/chat/completions", body)))
         assert reply.status_code == 200, reply.text
