@@ -1,4 +1,4 @@
-"""Right, wrong, or could not be judged: finds the final answer in a response and compares it with the gold answer.
+"""Right, wrong, or could not be judged: compares the final answer of a response with the gold answer.
 
 Judging runs in a child process with a hard deadline, because computer algebra on a model's text may run for ever, eat
 all memory or crash, and because its own time limits need the main thread, which neither an actor nor a server offers.
@@ -11,19 +11,18 @@ import functools
 import importlib
 import logging
 import os
-import re
 import resource
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prm_ray.errors import UserError
+from prm_ray.finalanswers import as_number, choice_answer, choice_letter, exact_answer, final_answer, is_prose
 
 if TYPE_CHECKING:
     from prm_ray.settings import LabelSection
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
 _START_SECONDS = 300.0
 """For starting Python and importing the judge, on a loaded machine too."""
 _MEMORY_BYTES = 4 * 1024**3
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])|(?<![\w.])[-+]?\.\d+")
-_FINAL = re.compile(r"(?im)^.*?(?:####|\banswer(?:\s+is)?\s*:|\banswer\s+is\b)[ \t]*(\S.*?)[ \t.]*$")
-_CHOICE = re.compile(r"^\W*(?:option|choice)?\s*\(?([A-Z])(?:[).:,\s].*)?\W*$", re.DOTALL)
-_LAST_CHOICE = re.compile(r"\(([A-Z])\)|(?m:^\s*([A-Z])[.)]?\s*$)")
 
 
 class Judgement(NamedTuple):
@@ -115,34 +110,6 @@ def judge_response(text: str, gold: str, section: LabelSection) -> Judgement:
         return judge(text, gold)
 
 
-def final_answer(text: str, pattern: str | None = None) -> str | None:
-    """The part of a response that states its answer, None if no part says so.
-
-    With a `pattern` its last match (first group); else the last `\\boxed{...}`, else what follows the last `Answer:`,
-    `the answer is` or `####`.
-    """
-    if pattern is not None:
-        found = list(re.finditer(pattern, text))
-        return (found[-1][1] if found[-1].re.groups else found[-1][0]) if found else None
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed
-    lines = _FINAL.findall(text)
-    return lines[-1].strip() if lines else None
-
-
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len("\\boxed{")
-    for index in range(begin - 1, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[begin:index]
-    return None
-
-
 def _judge_math(text: str, gold: str, pattern: str | None) -> Judgement:
     """Equality of mathematical expressions by Math-Verify, whose own signal-based time limits are off."""
     from math_verify import parse, verify
@@ -166,66 +133,43 @@ def _parse_gold(gold: str) -> list[Any]:
 
 
 def _parse_expression(text: str) -> list[Any]:
-    """Plain LaTeX is only recognised inside a box; prose with a number in it only outside."""
+    """Plain LaTeX is only recognised inside a box; prose with a number in it only outside: inside, `12 dollars` is a
+    product of letters."""
     from math_verify import parse
 
-    return parse(f"\\boxed{{{text}}}", parsing_timeout=None) or parse(text, parsing_timeout=None)  # pyright: ignore
+    boxed, found = f"\\boxed{{{text}}}", list[Any]()
+    for way in (text, boxed) if is_prose(text) else (boxed, text):
+        found = parse(way, parsing_timeout=None) or found  # pyright: ignore
+        if any(not isinstance(each, str) for each in found):  # a text alone is what could not be read
+            break
+    return found
 
 
 def _as_text(expression: Any) -> str:
     """One text for equal plain numbers: 52.0 and 52 vote for the same answer."""
-    number = _as_number(str(expression))
+    number = as_number(str(expression))
     return f"{number:f}" if number is not None else str(expression)
-
-
-def exact_answer(text: str, gold: str | None, pattern: str | None = None) -> str | None:
-    """The answer a response states, numbers in one form; where none is stated and `gold` is a number, the last."""
-    stated = final_answer(text, pattern)
-    if stated is None and pattern is None and gold is not None and _as_number(gold) is not None:
-        numbers = _NUMBER.findall(text)
-        stated = numbers[-1] if numbers else None
-    if stated is None:
-        return None
-    number = _as_number(stated)
-    return f"{number:f}" if number is not None else stated.strip()
 
 
 def _judge_exact(text: str, gold: str, pattern: str | None) -> Judgement:
     """The same number, or the same text but for case and outer space; a text without a stated answer is one itself."""
-    answer, wanted = exact_answer(text, gold, pattern), _as_number(gold)
+    answer, wanted = exact_answer(text, gold, pattern), as_number(gold)
     if answer is None and pattern is None and wanted is None:
         answer = text.strip() or None
     if answer is None:
         return Judgement(None, False)
     if wanted is not None:
-        return Judgement(answer, _as_number(answer) == wanted)
+        return Judgement(answer, as_number(answer) == wanted)
     return Judgement(answer, answer.casefold() == gold.strip().casefold())
 
 
-def _as_number(text: str) -> Decimal | None:
-    """`$1,234.50` -> 1234.5; digits are kept exactly, whatever their number."""
-    try:
-        number = Decimal(re.sub(r"[$,\s]", "", text).rstrip("."))
-    except InvalidOperation:
-        return None
-    if not number.is_finite():
-        return None
-    text = f"{number:f}"
-    return Decimal((text.rstrip("0").rstrip(".") if "." in text else text) or "0") + 0
-
-
 def _judge_choice(text: str, gold: str, pattern: str | None) -> Judgement:
-    """A letter of multiple choice: the stated one, else the last `(B)` or line that is a letter only."""
-    wanted = _CHOICE.match(gold.strip())
-    if not wanted:
+    """A letter of multiple choice."""
+    wanted = choice_letter(gold)
+    if wanted is None:
         return Judgement(None, None, f"unreadable_gold: {gold[:80]!r} is not a choice letter")
-    stated = final_answer(text, pattern)
-    match = _CHOICE.match(stated.strip()) if stated is not None else None
-    letter = match[1] if match else None
-    if letter is None and pattern is None:
-        marked = [first or second for first, second in _LAST_CHOICE.findall(text)]
-        letter = marked[-1] if marked else None
-    return Judgement(letter, letter == wanted[1])
+    letter = choice_answer(text, pattern)
+    return Judgement(letter, letter == wanted)
 
 
 _JUDGES: dict[str, Callable[[str, str, str | None], Judgement]] = {

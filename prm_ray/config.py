@@ -46,12 +46,14 @@ STAGES = ("warmup", "generate", "label", "import", "reference", "step_label", "t
 
 MEASUREMENTS = {"processbench": "train", "policy": "train", "search": "train"}
 """Verbs beside the chain, each with the stage it builds on. `run` leaves them out, and nothing builds on them."""
+_WITHOUT_TRAINING = {"search": "reference"}
+"""The same in a run that scores with a published model; the others need nothing of it."""
 
 _IDENTITY = {
     "warmup": ("model", "prompt", "problems", "arithmetic", "warmup"),
     "generate": ("model", "prompt", "problems", "arithmetic", "generate"),
     "label": ("label",),
-    "import": ("import", "prompt"),
+    "import": ("import", "prompt", "label.answer_pattern"),
     "reference": ("model", "reference"),
     "step_label": ("generate", "label", "step_label"),
     "train": ("select", "train"),
@@ -189,17 +191,21 @@ class RunConfig(Section):
     def before(self, stage: str) -> tuple[str, ...]:
         """What has to be finished before this stage or measurement, in order."""
         stages = self.stages()
-        if stage in MEASUREMENTS:  # of a published model nothing has to be
-            base = MEASUREMENTS[stage]
-            return stages[: stages.index(base) + 1] if base in stages else ()
+        if stage in MEASUREMENTS:
+            base = self._base(stage)
+            return () if base is None else stages[: stages.index(base) + 1]
         return stages[: stages.index(stage)]
+
+    def _base(self, measurement: str) -> str | None:
+        base = MEASUREMENTS[measurement]
+        return base if base in self.stages() else _WITHOUT_TRAINING.get(measurement)
 
     def onwards(self, stage: str) -> tuple[str, ...]:
         """This stage or measurement and all that build on it, in order."""
         if stage in MEASUREMENTS:
             return (stage,)
         later = self.stages()[len(self.before(stage)) :]
-        return (*later, *(name for name, base in MEASUREMENTS.items() if base in later))
+        return (*later, *(name for name in MEASUREMENTS if self._base(name) in later))
 
     def section(self, name: str) -> Section:
         """The section of this name in the file."""
@@ -210,11 +216,14 @@ class RunConfig(Section):
         values: dict[str, Any] = {}
         if stage not in ("evaluate",):
             values["run.seed"] = self.run.seed
-        for name in _IDENTITY[stage]:
-            section = self.section(name).model_dump(mode="json")
+        for part in _IDENTITY[stage]:
+            name, _, only = part.partition(".")
+            section = self.section(name).model_dump(mode="json", include={only} if only else None)
             values |= {f"{name}.{key}": value for key, value in section.items() if key not in _RESOURCES}
         if "evaluate.aggregation" in values:
             values["evaluate.aggregation"] = self.aggregation
+        if "search.aggregation" in values:
+            values["search.aggregation"] = self.search.aggregation or self.aggregation
         return values
 
     def resources(self, stage: str) -> dict[str, Any]:

@@ -189,16 +189,25 @@ def build_messages(prompt: PromptSection, problem: str) -> list[dict[str, str]]:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of the chat up to and including the assistant's header."""
-    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
-    return list(ids)  # pyright: ignore[reportArgumentType]
+    """Token ids of the chat up to and including the assistant's header. Raises `UserError` for messages that the chat
+    template refuses, as many do a system message or two turns of one role."""
+    return list(_templated(tokenizer, messages, tokenize=True, return_dict=False))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]) -> str:
-    """The text that `encode_prompt` gives the token ids of."""
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    """The text that `encode_prompt` gives the token ids of. Raises as it does."""
+    text = _templated(tokenizer, messages, tokenize=False)
     assert isinstance(text, str)
     return text
+
+
+def _templated(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]], **options: Any) -> Any:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, **options)
+    except TemplateError as error:
+        raise UserError(f"the model's chat template refuses the messages: {reason(error)}") from None
 
 
 def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -240,6 +240,13 @@ def writing_at(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def reading_at(path: Path) -> Iterator[None]:
+    """Raises `StorageError` for what cannot be read at an address, but for what is not there."""
+    with _translated(path, "read"):
+        yield
+
+
+@contextmanager
 def _translated(path: Path, done: str) -> Iterator[None]:
     """Client libraries raise many types; what is no missing or existing file is told in one line."""
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,16 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prm_ray.attempts import MANIFEST
-from prm_ray.errors import UserError
+from prm_ray.errors import StorageError, UserError
 from prm_ray.folders import write_file
-from prm_ray.objectstore import arrow_source
+from prm_ray.objectstore import arrow_source, is_remote, reading_at
 from prm_ray.storage import Write
 
 _ROWS_AT_ONCE = 4096
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet."""
+    """Read one Parquet file. Raises `UserError` if it is truncated or not Parquet, `StorageError` if it cannot be read
+    now and may be sound."""
     source, fs = arrow_source(path)
     with _readable(path):
         return pq.read_table(source, columns=columns, filesystem=fs)
@@ -56,14 +58,21 @@ def read_schema(path: Path) -> pa.Schema:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        advice = ""
-        if path.name.startswith("part-") and path.is_file():
-            advice = f"; remove it and {MANIFEST} beside it, and run its stage again: the other parts are kept"
-        raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{advice}") from None
+    """A store that does not answer, or a disk with an error, says nothing of the file: nobody is told to remove it."""
+    with reading_at(path) if is_remote(path) else nullcontext():
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).splitlines()[0]
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # Arrow's own have no number
+                raise StorageError(f"{str(path)!r} cannot be read: {reason}") from None
+            raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{_advice(path)}") from None
+
+
+def _advice(path: Path) -> str:
+    if path.name.startswith("part-") and path.is_file():
+        return f"; remove it and {MANIFEST} beside it, and run its stage again: the other parts are kept"
+    return ""
 
 
 def write_parquet(path: Path, table: pa.Table, drafts: Path | None = None) -> None:

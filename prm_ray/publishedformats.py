@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.errors import UserError
+from prm_ray.texts import ResponseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,7 +30,7 @@ class Question:
 
 
 Format = Callable[[str, Sequence[str]], list[Question]]
-"""(problem, S steps) -> texts with S places in all, in the order of the steps. Raises `UserError` for what would be
+"""(problem, S steps) -> texts with S places in all, in the order of the steps. Raises `ResponseError` for what would be
 read otherwise than the model learnt it."""
 
 
@@ -69,7 +70,7 @@ def math_shepherd(tokenizer: PreTrainedTokenizerFast) -> Format:
         spans = enumerate(encoded["offset_mapping"])
         place_of = {end: place for place, (start, end) in spans if tokens[place] == tag and start < end}
         if not place_of.keys() >= set(ends):
-            raise UserError(f"a step of problem {problem[:40]!r} merges with the tag {SHEPHERD_TAG!r} behind it")
+            raise ResponseError(f"a step of problem {problem[:40]!r} merges with the tag {SHEPHERD_TAG!r} behind it")
         return [Question(list(tokens), [place_of[end] for end in ends])]
 
     return ask
@@ -106,7 +107,9 @@ def qwen_prm(tokenizer: PreTrainedTokenizerFast) -> Format:
         tokens = _chat(tokenizer, [_turn("system", QWEN_SYSTEM), _turn("user", problem), _turn("assistant", said)])
         places = [place for place, token in enumerate(tokens) if token == tag]
         if len(places) != len(steps):
-            raise UserError(f"problem {problem[:40]!r} or a step of its response has the tag {QWEN_TAG!r} in its text")
+            raise ResponseError(
+                f"problem {problem[:40]!r} or a step of its response has the tag {QWEN_TAG!r} in its text"
+            )
         return [Question(tokens, places)]
 
     return ask

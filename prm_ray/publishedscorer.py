@@ -25,7 +25,15 @@ from prm_ray.publishedformats import Format, Question, label_tokens, math_shephe
 from prm_ray.rewardmodels import load_with_process_head, load_with_value_head
 from prm_ray.scorer import group_values
 from prm_ray.settings import PublishedStyle
-from prm_ray.texts import ScoredResponse, all_rewards, check_numbers, check_scoring, longest_text
+from prm_ray.texts import (
+    ResponseError,
+    ScoredResponse,
+    all_rewards,
+    check_numbers,
+    check_scoring,
+    longest_text,
+    text_step_ends,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -36,6 +44,7 @@ class Asked:
     """N responses to one problem in the format of a published model."""
 
     steps: list[list[str]]
+    step_ends: list[list[int]]
     questions: list[list[Question]]
 
     prompt_tokens: ClassVar[tuple[int, ...]] = ()
@@ -97,43 +106,49 @@ class PublishedScorer:
     def score(self, problem: str, responses: Sequence[str | Sequence[str]]) -> list[ScoredResponse]:
         """Score responses to one problem, in their order; each a text, cut by `step_rule`, or a list of its S steps.
 
-        `step_ends` are counted in the tokens of the whole text that the model reads. Raises `UserError` for an empty
-        step, or a text longer than the model reads.
+        `step_ends` are counted in the tokens of the response's text alone, not of what the model reads around it.
+        Raises `UserError` for an empty step, or a text longer than the model reads.
         """
         (scored,) = self.score_prepared([self.prepare(problem, responses)])
         return scored
 
     def prepare(self, problem: str, responses: Sequence[str | Sequence[str]]) -> Asked:
-        """The part of `score` that needs no model: encodes and checks. Raises `UserError` as `score` does."""
+        """The part of `score` that needs no model: encodes and checks.
+
+        Raises `UserError` for a problem that is none, `ResponseError` for the first response that cannot be scored.
+        """
         if not isinstance(problem, str):
             raise UserError(f"problem {repr(problem)[:200]} must be a text: a published model has a prompt of its own")
         if isinstance(responses, str):
             raise UserError(f"responses is one text, {responses[:40]!r}; it must be a list of texts")
-        cuts = [split_steps(each, self.step_rule) if isinstance(each, str) else _closed(each) for each in responses]
-        return Asked(cuts, [self.questions(problem, steps) for steps in cuts])
+        cuts = [self._cut(number, response) for number, response in enumerate(responses)]
+        questions = [self._questions_of(number, problem, steps) for number, steps in enumerate(cuts)]
+        return Asked(cuts, [text_step_ends(self.tokenizer, steps) for steps in cuts], questions)
 
     def score_prepared(self, prepared: Sequence[Asked]) -> list[list[ScoredResponse]]:
         """Score candidates of many problems in packed passes over all of them."""
         logits = iter(self.step_logits([questions for asked in prepared for questions in asked.questions]))
         return [
             [
-                self._scored(steps, questions, next(logits))
-                for steps, questions in zip(asked.steps, asked.questions, strict=True)
+                _scored(steps, step_ends, next(logits))
+                for steps, step_ends in zip(asked.steps, asked.step_ends, strict=True)
             ]
             for asked in prepared
         ]
 
     def questions(self, problem: str, steps: Sequence[str]) -> list[Question]:
-        """The texts that ask for the S rewards of a response. Raises `UserError` as `score` does."""
+        """The texts that ask for the S rewards of a response. Raises `ResponseError` for one that cannot be asked."""
         if not steps:
-            raise UserError("a response is empty; it must have at least one step")
+            raise ResponseError("a response is empty; it must have at least one step", "empty_response")
         for number, step in enumerate(steps, start=1):
             if not step.strip():
-                raise UserError(f"step {number} of {len(steps)} is empty; it must have at least one character")
+                raise ResponseError(f"step {number} of {len(steps)} is empty; it must have at least one character")
         questions = self._ask(problem, steps)
         longest = max(len(each.tokens) for each in questions)
         if self._context is not None and longest > self._context:
-            raise UserError(f"prompt and response have {longest} tokens, the model reads {self._context}")
+            raise ResponseError(
+                f"prompt and response have {longest} tokens, the model reads {self._context}", "too_long"
+            )
         return questions
 
     def step_logits(self, asked: Sequence[Sequence[Question]]) -> list[list[float]]:
@@ -146,11 +161,18 @@ class PublishedScorer:
             for questions in asked
         ]
 
-    def _scored(self, steps: list[str], questions: list[Question], logits_S: list[float]) -> ScoredResponse:
-        text = "".join(steps)
-        ends = [place + 1 for each in questions for place in each.places]
-        num_tokens = len(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return ScoredResponse(text, steps, ends, [], logits_S, all_rewards(logits_S, num_tokens), [])
+    def _cut(self, number: int, response: str | Sequence[str]) -> list[str]:
+        if isinstance(response, str):
+            return split_steps(response, self.step_rule)
+        if not all(isinstance(step, str) for step in response):
+            raise ResponseError(f"response {number} is no text: a published model has tokens of its own")
+        return _closed(response)
+
+    def _questions_of(self, number: int, problem: str, steps: Sequence[str]) -> list[Question]:
+        try:
+            return self.questions(problem, steps)
+        except ResponseError as error:
+            raise ResponseError(f"response {number}: {error}", error.kind) from None
 
 
 def load_format(
@@ -171,6 +193,10 @@ def _closed(steps: Sequence[str]) -> list[str]:
     """The steps so that they join to a text: a blank line behind each but the last, unless white space is there."""
     parted = [step if step[-1:].isspace() else f"{step}\n\n" for step in steps[:-1]]
     return [*parted, *steps[-1:]]
+
+
+def _scored(steps: list[str], step_ends: list[int], logits_S: list[float]) -> ScoredResponse:
+    return ScoredResponse("".join(steps), steps, step_ends, [], logits_S, all_rewards(logits_S, step_ends[-1]), [])
 
 
 def _pad_token(path: str) -> int | None:

@@ -669,6 +669,11 @@ class ServeSection(Section):
     best_of: int = Field(8, ge=1)
     """Candidates of a chat completion that does not say how many."""
 
+    @property
+    def longest_seconds(self) -> float:
+        """Of a request: candidates are generated first, then scored."""
+        return self.timeout_seconds + (self.generator_timeout_seconds if self.generator else 0)
+
     @field_validator("generator")
     @classmethod
     def _is_a_generator(cls, value: str | None) -> str | None:

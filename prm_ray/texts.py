@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.core.forward import causal_lm, length_limits
 from prm_ray.core.packing import PromptGroup
@@ -27,7 +28,7 @@ class ScoredResponse:
 
     text: str
     steps: list[str]  # S texts that join to `text`
-    step_ends: list[int]  # S token offsets
+    step_ends: list[int]  # S token offsets into the response
     token_rewards: list[float]  # T numbers; none of a head
     step_rewards: list[float]  # S numbers that add up to rewards["sum"]; of a head its logits at the steps' ends
     rewards: dict[str, float]  # one number an aggregation
@@ -127,7 +128,7 @@ def encode_candidates(
 
 
 def encode_problem(tokenizer: PreTrainedTokenizerFast, prompt: PromptSection, problem: Problem) -> list[int]:
-    """Token ids of a problem. Raises `UserError` for what is none."""
+    """Token ids of a problem. Raises `UserError` for what is none, or what the chat template refuses."""
     tokens, messages = _tokens_or_messages(prompt, problem)
     return tokens or encode_prompt(tokenizer, messages)
 
@@ -185,6 +186,23 @@ def cut_steps(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int], rule: s
     ends = step_token_ends(decoded, char_ends, rule)
     char_cuts = [0, *(char_ends[end - 1] for end in ends[:-1]), len(decoded)]
     return [decoded[start:end] for start, end in pairwise(char_cuts)], ends
+
+
+def text_step_ends(tokenizer: PreTrainedTokenizerFast, steps: Sequence[str]) -> list[int]:
+    """Token offsets into the response's text at which its S steps end; never falling, the last is all of its tokens.
+
+    A token that lies in two steps belongs to the first of them.
+    """
+    encoded: Any = tokenizer("".join(steps), add_special_tokens=False, return_offsets_mapping=True)
+    spans = encoded["offset_mapping"]
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    found = []
+    for char_end in accumulate(map(len, steps[:-1])):
+        # Some tokenizers leave white space out of a token's span, so the one before may end, and the next begin, apart
+        # from the step's end.
+        num_tokens = bisect_right(ends, char_end)
+        found.append(num_tokens + (num_tokens < len(spans) and starts[num_tokens] < char_end))
+    return [*found, len(spans)]
 
 
 def scored_responses(

@@ -6,8 +6,9 @@ So a checkpoint of 4 workers can be continued by 3, and one of whole weights by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,17 @@ def write_shard(folder: Path, tensors: dict[str, Tensor], rank: int, num_shards:
     save_file(contiguous, folder / f"state-{rank:05d}-of-{num_shards:05d}.safetensors")
 
 
+def is_whole(names: Iterable[str]) -> bool:
+    """Are these the files that all workers have written?"""
+    shards = [name for name in names if fnmatch(name, _SHARDS)]
+    return bool(shards) and len(shards) == _num_shards(shards[0])
+
+
+def _num_shards(name: str) -> int:
+    return int(Path(name).stem.rpartition("-")[2])
+
+
+_SHARDS = "state-*-of-*.safetensors"
 _ADVICE = "train from the start: --fresh and the name of the stage"
 
 
@@ -33,12 +45,10 @@ class StoredState:
     """What `write_shard` wrote, open for reading. Raises `UserError` unless all shards are there, each whole."""
 
     def __init__(self, folder: Path):
-        paths = sorted(folder.glob("state-*-of-*.safetensors"))
-        num_shards = int(paths[0].stem.rpartition("-")[2]) if paths else 0
-        if not paths or len(paths) != num_shards:
-            raise UserError(
-                f"{str(folder)!r} holds {len(paths)} of {num_shards or 'no'} shards of a training state; {_ADVICE}"
-            )
+        paths = sorted(folder.glob(_SHARDS))
+        if not is_whole(path.name for path in paths):
+            num_shards = _num_shards(paths[0].name) if paths else "no"
+            raise UserError(f"{str(folder)!r} holds {len(paths)} of {num_shards} shards of a training state; {_ADVICE}")
         with ExitStack() as stack:
             self._files: list[Any] = [stack.enter_context(_open(path)) for path in paths]
             self._names = set(self._files[0].keys())

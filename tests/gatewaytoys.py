@@ -61,12 +61,15 @@ class Whole:
         return Generated([Answer(text, "stop") for text in texts], "whole", 5, 4 * count)
 
 
+def tiny_options(folder: str) -> SamplerOptions:
+    return SamplerOptions("transformers", folder, "float32", False, Decoding(1, 1.0, 1.0), 40, 512, 0, 1, 0, {})
+
+
 class TinyEngine:
     """The application's own generator in this process."""
 
     def __init__(self, folder: str):
-        options = SamplerOptions("transformers", folder, "float32", False, Decoding(1, 1.0, 1.0), 40, 512, 0, 1, 0, {})
-        self._model = ChatModel(options, "tiny", None)
+        self._model = ChatModel(tiny_options(folder), "tiny", None)
         self.draws: list[tuple[Opening, Candidate, Draw, Proposal]] = []
 
     async def begin(self, body: dict[str, Any], step_rule: str) -> Continuing:

@@ -91,6 +91,14 @@ def post(path: str, body: Any) -> Callable[[httpx.AsyncClient], Any]:
     return lambda client: client.post(path, json=body)
 
 
+def get(path: str) -> Callable[[httpx.AsyncClient], Any]:
+    return lambda client: client.get(path)
+
+
+PROBES = [get(path) for path in ("/healthz", "/health", "/readyz", "/metrics")]
+"""What machines ask every few seconds."""
+
+
 @contextmanager
 def over_http(app: Callable[..., Any]) -> Iterator[str]:
     """The application at a free port of this machine; gives its URL."""

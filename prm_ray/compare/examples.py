@@ -10,7 +10,7 @@ import numpy as np
 
 from prm_ray.compare.methods import Comparison, Method, same_candidates
 from prm_ray.compare.runs import Candidates, FinishedRun, first_wrong_step, knows_wrong_steps, rows_of_test
-from prm_ray.core.selection import best_of_n
+from prm_ray.core.selection import answered_first, best_of_n
 from prm_ray.core.steps import split_steps
 from prm_ray.parquetfiles import read_parquet
 from prm_ray.tables import StageFolder
@@ -51,7 +51,7 @@ def _choose(comparison: Comparison, runs: list[FinishedRun]) -> list[str]:
 
 
 def _picks_right(candidates: Candidates) -> bool:
-    return bool(candidates.correct_N[best_of_n(candidates.rewards_N)])
+    return bool(candidates.correct_N[best_of_n(answered_first(candidates.rewards_N, candidates.answers))])
 
 
 def _read(run: FinishedRun, prompt_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -78,7 +78,8 @@ def _example(
     rewards_MN = np.array(
         [[row[f"reward_{run.aggregation}"] for row in rows] for run, rows in zip(runs, tables, strict=True)]
     )
-    picks = [best_of_n(rewards_N) for rewards_N in rewards_MN]
+    answers = [row["answer"] for row in tables[0]]
+    picks = [best_of_n(answered_first(rewards_N, answers)) for rewards_N in rewards_MN]
     by_first = np.argsort(-rewards_MN[0], kind="stable").tolist()
     right = [index for index in by_first if tables[0][index]["correct"]]
     shown = set(list(dict.fromkeys([*picks, *right[:1], by_first[-1], *by_first]))[:NUM_CANDIDATES])

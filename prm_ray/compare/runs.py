@@ -28,7 +28,7 @@ from prm_ray.tables import FOLDERS, StageFolder
 
 ABOUT_FILE = "variant.json"
 """What an experiment leaves in the folder of a run: name, label, group with its heading, and seed of its method."""
-_COLUMNS = ["prompt_id", "split", "sample_index", "problem", "gold_answer", "text", "correct", "error", "step_rewards"]
+_COLUMNS = ["prompt_id", "split", "sample_index", "problem", "text", "answer", "correct", "error", "step_rewards"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Candidates:
     judged_N: NDArray[np.bool_]
     rewards_N: NDArray[np.float64]
     """By the run's headline aggregation."""
+    answers: list[str | None]
     step_hits: float
     """Wrong responses whose lowest step reward (of a head: whose largest fall) is on their first wrong step, where the
     truth of a step is known."""
@@ -161,6 +162,7 @@ def _candidates(rows: list[dict[str, Any]], reward: str, rule: str | None) -> Ca
         correct_N=np.array([row["correct"] is True for row in rows]),
         judged_N=np.array([row["correct"] is not None for row in rows]),
         rewards_N=np.array([row[reward] for row in rows], dtype=np.float64),
+        answers=[row["answer"] for row in rows],
         step_hits=sum(hit for hit, _ in checks),
         step_chances=sum(chance for _, chance in checks),
         num_step_checks=len(checks),

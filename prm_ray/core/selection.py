@@ -24,6 +24,13 @@ def best_of_n(rewards: ArrayLike) -> int:
     return int(np.argmax(np.asarray(rewards, dtype=np.float64)))
 
 
+def answered_first(rewards: ArrayLike, answers: Sequence[str | None]) -> NDArray[np.float64]:
+    """[N] the rewards best-of-N picks by: a candidate without an answer comes behind all that have one."""
+    rewards_N = np.asarray(rewards, dtype=np.float64)
+    has_answer_N = np.array([answer is not None for answer in answers], dtype=bool)
+    return np.where(has_answer_N, rewards_N, -np.inf) if has_answer_N.any() else rewards_N
+
+
 def majority_vote(answers: Sequence[str | None]) -> int:
     """Index of the first candidate that carries the most frequent answer (self-consistency).
 

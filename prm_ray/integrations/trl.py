@@ -51,13 +51,16 @@ def reward_function(
     client = Client(base_url, api_key, timeout=timeout, max_tries=max_tries)
 
     def ask(problem: Problem, responses: Sequence[Response]) -> list[ResponseReward | str]:
-        """Rewards, or why all have none."""
+        """Of each its reward, or why it has none. What is too much for one request is asked in halves."""
         try:
             return [*client.rewards(problem, responses, model=model, aggregation=aggregation)]
         except ServerError as error:
             if error.status != TOO_MUCH:
                 raise
-            return [str(error)] * len(responses)
+            if len(responses) == 1:
+                return [str(error)]
+        half = len(responses) // 2
+        return [*ask(problem, responses[:half]), *ask(problem, responses[half:])]
 
     def prm_reward(
         prompts: Sequence[Any],

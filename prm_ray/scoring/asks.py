@@ -25,6 +25,8 @@ class Ask:
 
     problem: Problem
     responses: Sequence[Response]
+    is_open: bool = False
+    """They go on: texts that are not closed by the end-of-turn token. A published model's format closes them."""
 
 
 @dataclass(frozen=True)

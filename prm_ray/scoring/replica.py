@@ -29,7 +29,7 @@ from prm_ray.scoring.asks import (
     Scored,
 )
 from prm_ray.scoring.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
-from prm_ray.scoring.sizing import TooManyTokensError, encoded_problem, is_long, size_up
+from prm_ray.scoring.sizing import TooManyTokensError, encoded_problem, is_long, open_tokens, size_up
 from prm_ray.texts import ResponseError, ScoredResponse
 
 Prepared = TypeVar("Prepared")
@@ -160,6 +160,8 @@ class Replica:
                 ask = Ask(*split_conversation(self._scorer.tokenizer, ask.whole, ask.prompt))
             except ResponseError as error:
                 return _Encoded(None, [], set(), {0: Failure(error.kind, str(error))})
+        if ask.is_open:
+            ask = self._without_end(ask, known)
         if not known and not any(map(_is_blank, ask.responses)):
             try:
                 prepared = self._scorer.prepare(ask.problem, ask.responses)
@@ -181,6 +183,16 @@ class Replica:
                 failures[number] = Failure(error.kind, str(error).replace("response 0", f"response {number}", 1))
         prepared = self._scorer.prepare(problem, list(good.values())) if good else None
         return _Encoded(prepared, list(good), truncated, failures)
+
+    def _without_end(self, ask: Ask, known: dict[int, Failure]) -> Ask:
+        """What the model reads of responses that go on; blank ones, and those that are too long, stay as they are."""
+        responses = [
+            open_tokens(self._scorer, each)
+            if isinstance(each, str) and number not in known and not _is_blank(each)
+            else each
+            for number, each in enumerate(ask.responses)
+        ]
+        return Ask(ask.problem, responses)
 
     def _readable(self, problem: Problem, response: Response, options: Options) -> Response:
         """The response, or as many of its first tokens as fit behind the prompt. Raises `ResponseError`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def own_model(config: RunConfig) -> ServedModel:
             f"score.with_reference is {str(config.score.with_reference).lower()}, but {model.folder!r} was scored "
             f"with {str(model.facts.with_reference).lower()}: set it to that, or score again with --fresh score"
         )
-    return model
+    return replace(model, facts=replace(model.facts, aggregation=config.aggregation))  # prm.json has that of training
 
 
 def _trained(config: RunConfig, name: str, folder: Path) -> ServedModel:

@@ -51,6 +51,11 @@ def encoded_problem(scorer: Any, problem: Problem) -> Problem:
     return problem if prompt is None else encode_problem(scorer.tokenizer, prompt, problem)
 
 
+def open_tokens(scorer: Any, text: str) -> Response:
+    """Of a text that goes on the tokens, which a model takes as they are; of one with a format of its own the text."""
+    return text if _prompt_of(scorer) is None else scorer.tokenizer(text, add_special_tokens=False).input_ids
+
+
 def size_up(scorer: Any, asks: Sequence[Ask | Conversation], max_tokens: int, truncate: bool) -> list[Sized]:
     """The asks with responses cut behind what the model can read (`truncate`), or named as too long.
 
@@ -79,7 +84,7 @@ class _Meter:
             responses[number], failure = self._response(response, number, len(prompt_tokens))
             if failure is not None:
                 failures[number] = failure
-        return Sized(Ask(prompt_tokens, responses), failures)
+        return Sized(replace(ask, problem=prompt_tokens, responses=responses), failures)
 
     def conversation(self, ask: Conversation) -> Sized:
         try:

@@ -66,10 +66,7 @@ class Asking:
     async def score(
         self, facts: ModelFacts, asks: Sequence[Ask | Conversation], options: Options | None = None
     ) -> Scored:
-        count = sum(len(ask.responses) for ask in asks)
-        if count > self._limits.max_candidates:
-            message = f"the request has {count} responses, at most {self._limits.max_candidates} are allowed"
-            _refuse(413, "too_many_candidates", message)
+        self.check_count(sum(len(ask.responses) for ask in asks))
         record = current_record()
         options = replace(options or Options(), request_id=record.request_id)
         try:
@@ -85,6 +82,11 @@ class Asking:
         if failures[0] is not None and all(failure and failure.kind == "too_long" for failure in failures):
             _refuse(413, "too_many_tokens", failures[0].message)
         return scored
+
+    def check_count(self, count: int) -> None:
+        if count > self._limits.max_candidates:
+            message = f"the request has {count} responses, at most {self._limits.max_candidates} are allowed"
+            _refuse(413, "too_many_candidates", message)
 
     @property
     def max_candidates(self) -> int:

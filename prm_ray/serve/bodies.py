@@ -6,15 +6,27 @@ Nothing here imports Ray or torch. A failed item has an `error` and null instead
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_serializer, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_serializer,
+    model_validator,
+)
 
 from prm_ray.scoring.asks import Cost, Failure, ModelFacts, Problem
 
 Text = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"\S")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+_Each = TypeVar("_Each")
+Listed = Annotated[list[_Each], Field(fail_fast=True)]
+"""The first wrong item ends it: a body has room for millions of them, and each would be an error of a kilobyte."""
+AtLeastOne = Annotated[list[_Each], Field(min_length=1, fail_fast=True)]
+TokenIds = AtLeastOne[TokenId]
 
 
 class Body(BaseModel):
@@ -30,7 +42,7 @@ class TextPart(Body):
 
 class Message(Body):
     role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | AtLeastOne[TextPart]
     """A text, or its parts, as many chat clients send them."""
 
     @field_serializer("content")
@@ -54,7 +66,7 @@ class Prompted(CommonKeys):
 
     problem: Text | None = Field(None, validation_alias=AliasChoices("problem", "query"))
     """Its text, put into the prompt that the model was trained with."""
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: AtLeastOne[Message] | None = None
     """A chat that ends with the user's turn, put into the model's chat template."""
     prompt_tokens: TokenIds | None = None
     """Token ids of the whole prompt, taken as they are."""

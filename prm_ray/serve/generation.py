@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
 from prm_ray.models import base_model, context_length, decode, encode_prompt, load_tokenizer
 from prm_ray.scoring.asks import Refusal
 from prm_ray.search.candidate import Candidate, Draw, Proposal
-from prm_ray.serve.bodies import Body, Message, validation_message
+from prm_ray.serve.bodies import AtLeastOne, Body, Listed, Message, validation_message
 from prm_ray.serve.generator import ALL_EQUAL
 from prm_ray.serve.steps import Opening
 from prm_ray.stages.continuing import Continuer
@@ -31,13 +32,13 @@ class GenerationBody(Body):
 
     model_config = ConfigDict(extra="forbid")
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: AtLeastOne[Message]
     n: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | Annotated[list[str], Field(max_length=_STOPS)] | None = None
+    stop: str | Annotated[Listed[str], Field(max_length=_STOPS)] | None = None
     seed: int | None = None
     model: str | None = None
     user: str | None = None
@@ -98,7 +99,10 @@ class ChatModel:
         return await continuer(opening.prompt, start.tokens, start.text, draw, opening.max_tokens, opening.decoding)
 
     def _open(self, request: GenerationBody) -> Opening | Refusal:
-        prompt = encode_prompt(self._tokenizer, [message.model_dump() for message in request.messages])
+        try:
+            prompt = encode_prompt(self._tokenizer, [message.model_dump() for message in request.messages])
+        except UserError as error:
+            return Refusal(400, "refused_by_generator", str(error))
         room = self._options.max_model_len - len(prompt)
         if room < 1:
             return Refusal(

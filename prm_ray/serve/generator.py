@@ -85,7 +85,7 @@ async def gather_candidates(
 
     `ask` takes a request body and gives a chat completion. Raises `RefusedError` if there are no candidates at all.
     """
-    tasks = [asyncio.create_task(ask(body | {"n": each, "stream": False})) for each in _cut(count)]
+    tasks = [asyncio.create_task(ask(each)) for each in _cut(body, count)]
     try:
         _, late = await asyncio.wait(tasks, timeout=seconds)
     finally:  # also when the client has gone: nobody waits for the others either
@@ -110,11 +110,20 @@ async def gather_candidates(
     return generated
 
 
-def _cut(count: int) -> list[int]:
-    """Sizes of the requests that together ask for `count` candidates."""
+def _cut(body: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Bodies of the requests that together ask for `count` candidates.
+
+    With one seed for all of them their candidates would be the same. vLLM gives a request's candidates seeds that count
+    up from its own: each goes on where the one before ended, as if there were only one.
+    """
     number = max(1, min(_REQUESTS_AT_ONCE, count // _SMALLEST_CUT))
-    size = math.ceil(count / number)
-    return [min(size, count - start) for start in range(0, count, size)]
+    size, seed = math.ceil(count / number), body.get("seed")
+    return [
+        body
+        | {"n": min(size, count - start), "stream": False}
+        | ({"seed": seed + start} if isinstance(seed, int) else {})
+        for start in range(0, count, size)
+    ]
 
 
 def _add(generated: Generated, reply: dict[str, Any]) -> None:

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prm_ray.errors import UserError
+from prm_ray.runlog import log
 
 _LINE = re.compile(r"(?P<name>[\w.-]{1,100})\s+(?P<digest>[0-9a-f]{64})(?:\s+(?P<limit>[1-9]\d{0,8}))?")
 _LOOKED_AT_EVERY = 1.0
 """Seconds between looks at the file's time stamp."""
+_MAY_BE_WRITTEN_FOR = 5.0
+"""Seconds for which a file that is wrong may be one that somebody is writing."""
 
 
 @dataclass(frozen=True)
@@ -64,34 +67,49 @@ def digest_of(key: str) -> str:
 
 def read_keys(path: Path) -> list[ApiKey]:
     """Raises `UserError` for a file that is not there, holds no key, or has a line that is none."""
+    keys, wrong = _read(path)
+    if wrong is not None:
+        raise UserError(wrong)
+    return keys
+
+
+def _read(path: Path) -> tuple[list[ApiKey], str | None]:
+    """The keys of the lines that are right, and what else is wrong with the file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"serve.api_keys_file {str(path)!r} cannot be read: {error}") from None
-    keys = []
+        return [], f"serve.api_keys_file {str(path)!r} cannot be read: {error}"
+    keys, wrong = [], None
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
-        if match is None:
-            raise UserError(
-                f"line {number} of serve.api_keys_file {str(path)!r} must be: a name, the key's SHA-256 "
-                "as 64 hex digits, and perhaps the requests a minute"
-            )
-        keys.append(ApiKey(match["name"], match["digest"], int(match["limit"]) if match["limit"] else None))
+        if match is not None:
+            keys.append(ApiKey(match["name"], match["digest"], int(match["limit"]) if match["limit"] else None))
+            continue
+        wrong = wrong or (
+            f"line {number} of serve.api_keys_file {str(path)!r} must be: a name, the key's SHA-256 "
+            "as 64 hex digits, and perhaps the requests a minute"
+        )
     if not keys:
-        raise UserError(f"serve.api_keys_file {str(path)!r} holds no key; make one with prm-ray key NAME")
-    return keys
+        wrong = wrong or f"serve.api_keys_file {str(path)!r} holds no key; make one with prm-ray key NAME"
+    return keys, wrong
 
 
 class KeyRing:
-    """The keys of a file, read again when it changes. A file that went wrong meanwhile leaves the last good ones."""
+    """The keys of a file, read again when it changes.
+
+    Of a file that went wrong the keys before hold for a few seconds more, for somebody may be writing it. After that
+    it is taken at its word: a key that it does not hold lets nobody in, and without any, or without the file, nobody
+    is let in. A typing error so costs the keys of its own lines, and revoking the last key revokes it.
+    """
 
     def __init__(self, path: Path):
         self._path = path
-        self._keys = read_keys(path)
         self._stamp = self._stamp_now()
-        self._looked_at = time.monotonic()
+        self._keys = read_keys(path)
+        self._looked_at = self._was_right_at = time.monotonic()
+        self._warned_of: tuple[object, str] | None = None
 
     def find(self, key: str) -> ApiKey | None:
         """Every digest is compared, each in constant time: how long it takes says nothing about any of them."""
@@ -109,19 +127,29 @@ class KeyRing:
             return
         self._looked_at = now
         stamp = self._stamp_now()
-        if stamp is None or stamp == self._stamp:
+        if stamp is not None and stamp == self._stamp:
+            self._was_right_at = now
             return
-        try:
-            self._keys, self._stamp = read_keys(self._path), stamp
-        except UserError:
+        keys, wrong = _read(self._path)
+        if wrong is None:
+            self._keys, self._stamp, self._was_right_at, self._warned_of = keys, stamp, now, None
             return
+        self._stamp = None  # of a disk that cannot be reached it would be the same when it can
+        if self._warned_of != (stamp, wrong):
+            self._warned_of = stamp, wrong
+            who = f"only its other keys ({len(keys)}) are" if keys else "nobody is"
+            log.warning("%s; unless it is mended within %g s, %s let in", wrong, _MAY_BE_WRITTEN_FOR, who)
+        # nobody asked for a while, nobody looked: it is wrong since then, for all that is known
+        if now - self._was_right_at >= _MAY_BE_WRITTEN_FOR:
+            self._keys = keys
 
-    def _stamp_now(self) -> tuple[int, int] | None:
+    def _stamp_now(self) -> tuple[int, ...] | None:
+        """Changes with the file; None where there is none."""
         try:
             status = self._path.stat()
         except OSError:
             return None
-        return status.st_mtime_ns, status.st_size
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 class RateLimit:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from prm_ray.config import RunConfig
+from prm_ray.settings import ServeSection
 
 APP_NAME = "prm_ray"
-EXTRA_SECONDS = 10
+_EXTRA_SECONDS = 10
 """That Serve waits longer than the application does, so that the application's own answer comes first."""
+
+
+def http_options(section: ServeSection) -> dict[str, Any]:
+    """Of Serve's proxies."""
+    return {
+        "host": section.host,
+        "port": section.port,
+        "request_timeout_s": section.longest_seconds + _EXTRA_SECONDS,
+    }
 
 
 def manifest(config: RunConfig) -> dict[str, Any]:
@@ -18,11 +28,7 @@ def manifest(config: RunConfig) -> dict[str, Any]:
     """
     return {
         "proxy_location": "EveryNode",
-        "http_options": {
-            "host": config.serve.host,
-            "port": config.serve.port,
-            "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS,
-        },
+        "http_options": http_options(config.serve),
         "applications": [
             {
                 "name": APP_NAME,

@@ -1,7 +1,8 @@
-"""What Serve's HTTP proxy says when it has nobody to ask: an answer like the server's own, which may be asked again.
+"""What Serve's HTTP proxy says where the application says nothing: an answer like the server's own.
 
 By itself it answers 404 before the application is known, lets requests wait while the application's first replica
-starts, and answers 500 where the replica that held a request died.
+starts, and answers 500 where the replica that held a request died, 503 where no more may wait for one, and 408 after
+`request_timeout_s`: all of it in plain text.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prm_ray.scoring.asks import Refusal
 from prm_ray.serve.bodies import error_body
 
 SETTING = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "prm_ray.serve.proxy.middlewares")
 """Environment variable of the proxy's process, and its value: Serve calls that function."""
-_AGAIN_AFTER_SECONDS = "2"
 _FIRST_SIGN_SECONDS = 2.0
 """So long a request waits for an application that has not answered anything yet."""
 _OF_THE_PROXY = "/-/"
 """What Serve's proxy answers itself."""
+_TIMED_OUT = 408
+_OWN_STATUSES = frozenset({404, _TIMED_OUT, 429, 503})
+"""Of what it answers in plain text in the application's place."""
+_UNAVAILABLE = Refusal(503, "unavailable", "nobody is free to answer at this moment; try again", 2)
+_LATE = Refusal(504, "timeout", "not answered in time; send fewer responses, or try again later")
+"""As the application says of itself: 408 is of a body that comes too slowly."""
 
 
 def middlewares() -> list[Middleware]:
@@ -34,12 +41,16 @@ class _Answer:
     def __init__(self, send: Send):
         self._send = send
         self.has_begun = self.is_over = False
+        self.refusal = _UNAVAILABLE
+        """What to say if nothing comes."""
         self.sign = asyncio.Event()
         """The application is there: it has begun this answer, or given another."""
 
     async def pass_on(self, message: Message) -> None:
-        starts = message["type"] == "http.response.start" and not _is_unknown_path(message)
-        if starts and not self.is_over:
+        starts = message["type"] == "http.response.start"
+        if starts and _is_the_proxys_own(message):
+            self.refusal = _LATE if message["status"] == _TIMED_OUT else _UNAVAILABLE
+        elif starts and not self.is_over:
             self.has_begun = True
             if message["status"] < 500:  # Serve's proxy has 500 and more for a replica that did not start
                 self.sign.set()
@@ -48,7 +59,7 @@ class _Answer:
 
 
 class AnswerAnyway:
-    """Puts 503 in the place of no answer, and of the proxy's own 404, which unlike the application's is plain text."""
+    """Puts a refusal in the place of no answer and of the proxy's own, which unlike the application's is plain text."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -65,9 +76,7 @@ class AnswerAnyway:
         else:
             await self._unless_nobody_is_there(answer, scope, receive)
         if not answer.has_begun:
-            body = error_body("unavailable", "nobody is there to answer at this moment; try again")
-            reply = JSONResponse(body, status_code=503, headers={"Retry-After": _AGAIN_AFTER_SECONDS})
-            await reply(scope, receive, send)
+            await _reply(answer.refusal)(scope, receive, send)
 
     async def _unless_nobody_is_there(self, answer: _Answer, scope: Scope, receive: Receive) -> None:
         """Ends it if the application gives no sign of life in time. A request may take long, so it is asked for one."""
@@ -104,5 +113,11 @@ class AnswerAnyway:
         await self._app({**scope, **asked}, nothing, look)
 
 
-def _is_unknown_path(start: Message) -> bool:
-    return start["status"] == 404 and Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
+def _is_the_proxys_own(start: Message) -> bool:
+    kind = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] in _OWN_STATUSES and kind.startswith("text/plain")
+
+
+def _reply(refusal: Refusal) -> JSONResponse:
+    headers = None if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return JSONResponse(error_body(refusal.kind, refusal.message), status_code=refusal.status, headers=headers)

@@ -11,7 +11,7 @@ from prm_ray.serve.requestrecord import RequestRecord, Scoring
 REQUESTS_LOG = "prm_ray.requests"
 log = logging.getLogger(REQUESTS_LOG)
 
-PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+PROBES = frozenset({"/healthz", "/health", "/readyz", "/metrics"})
 """Asked every few seconds by machines: only their failures are worth a line."""
 TEXT_LIMIT = 500
 """Characters of a text, where texts are logged at all."""

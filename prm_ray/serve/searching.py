@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from prm_ray.answers import final_answer
+from prm_ray.finalanswers import final_answer
 from prm_ray.scoring.asks import Ask, Cost, Item, ModelFacts, Problem, Refusal, RefusedError, Response, Scored
 from prm_ray.search.candidate import Candidate, Draw, Proposal, Reward
 from prm_ray.search.plan import Plan
@@ -119,7 +119,7 @@ class _Running:
     async def _score(self, candidate: Candidate) -> Reward:
         response: Response = list(candidate.tokens) if self._by_tokens else candidate.text
         try:
-            scored = await self._score_patiently(Ask(self._wanted.problem, [response]))
+            scored = await self._score_patiently(Ask(self._wanted.problem, [response], is_open=candidate.is_open))
         except RefusedError as error:
             self._refusals.append(error.refusal)
             return Reward(error=error.refusal.message)

@@ -12,6 +12,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from types import FrameType
 
 from ray import serve
@@ -27,7 +28,7 @@ from prm_ray.scoring.served import ServedModel, served_models
 from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
-from prm_ray.serve.manifest import APP_NAME, EXTRA_SECONDS, to_yaml
+from prm_ray.serve.manifest import APP_NAME, http_options, to_yaml
 from prm_ray.serve.proxy import SETTING as PROXY_SETTING
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
@@ -92,32 +93,48 @@ def _check(config: RunConfig) -> list[ServedModel]:
 
 
 def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
-    from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
-
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = config.serve.host, config.serve.port
-    _print_own_workers_only()
-    serve.start(
-        proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
-        http_options={"host": host, "port": port, "request_timeout_s": config.serve.timeout_seconds + EXTRA_SECONDS},
-        logging_config=_QUIET,
-    )
+    base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    was_there = bool(serve.status().proxies)
+    if not was_there:
+        _print_own_workers_only()
+    try:
+        serve.start(
+            proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
+            http_options=http_options(config.serve),
+            logging_config=_QUIET,
+        )
+        _load(config, models)
+        _wait_until_it_answers(base_url)
+    except BaseException:  # also interrupted while loading or waiting: leave nothing running
+        _take_back(was_there)
+        raise
+    return base_url
+
+
+def _load(config: RunConfig, models: list[ServedModel]) -> None:
+    from prm_ray.serve.app import build  # loads torch, which a wrong config should not wait for
+
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
         serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET_JSON)
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
-        stop()
         reason = _last_error(text)
         raise cause_in_traceback(text) or UserError(
             f"a model did not load ({', '.join(model.folder for model in models)}): {reason}"
         ) from None
-    except BaseException:  # interrupted while loading: leave nothing running
+
+
+def _take_back(was_there: bool) -> None:
+    """Undo a start. A Serve that was there before may have applications of others."""
+    if not was_there:
         stop()
-        raise
-    base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    _wait_until_it_answers(base_url)
-    return base_url
+        return
+    with suppress(TimeoutError):  # Serve goes on ending its replicas
+        serve.delete(APP_NAME)
+    give_up_claim()
 
 
 def _print_own_workers_only() -> None:
@@ -126,15 +143,13 @@ def _print_own_workers_only() -> None:
     That is for a Serve that another job has started: its replicas count as that job's. Of one that starts here all are
     this job's own.
     """
-    if not serve.status().proxies:
-        Worker._filter_logs_by_job = property(lambda _: True, lambda _, value: None)
+    Worker._filter_logs_by_job = property(lambda _: True, lambda _, value: None)
 
 
 def _drain(section: ServeSection) -> None:
     """Let requests end, as long as one may take; a second Ctrl-C stops at once."""
-    longest = section.timeout_seconds + (section.generator_timeout_seconds if section.generator else 0)
     try:
-        serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=longest)
+        serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=section.longest_seconds)
     except (KeyboardInterrupt, TimeoutError, RayServeException, RayError) as error:
         log.warning("stopped before all requests were answered (%s)", type(error).__name__)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prm_ray.config import RunConfig
 from prm_ray.core.rewards import AGGREGATIONS, aggregate, step_rewards
+from prm_ray.core.selection import answered_first
 from prm_ray.errors import UserError
 from prm_ray.parquetfiles import read_parquet
 from prm_ray.tables import StageFolder, count_failures, in_words
@@ -52,10 +53,7 @@ class Candidates:
         return len(self.answers)
 
     def pick_by(self, name: str) -> NDArray[np.float64]:
-        """The rewards best-of-N picks by: a candidate without an answer comes behind all that have one."""
-        has_answer_N = np.array([answer is not None for answer in self.answers])
-        rewards_N = self.rewards[name]
-        return np.where(has_answer_N, rewards_N, -np.inf) if has_answer_N.any() else rewards_N
+        return answered_first(self.rewards[name], self.answers)
 
 
 @dataclass

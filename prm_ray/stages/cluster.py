@@ -50,19 +50,27 @@ def start_ray(config: RunConfig) -> None:
     )
 
 
-def check_room(what: str, num_cpus: float, num_gpus: float) -> None:
-    """See that some node can hold one worker of `what`, so that nothing waits silently for resources that never come.
+def check_room(what: str, num_cpus: float, num_gpus: float, num_workers: int = 1) -> None:
+    """See that the machines can hold so many workers of `what`, so that nothing waits silently for resources that never
+    come.
 
     A local Ray without room is a `UserError`; a cluster may still grow, so there it is a warning.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+    room = sum(_num_workers(node, num_cpus, num_gpus) for node in nodes)
+    if room >= num_workers:
         return
     have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    message = f"{what} needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one machine, the machines have {have}"
+    each = "" if num_workers == 1 else f" for each of {num_workers} workers"
+    message = f"{what} needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one machine{each}, the machines have {have}"
     if not os.environ.get("RAY_ADDRESS"):
         raise UserError(message)
     log.warning("%s: waiting for the cluster to grow", message)
+
+
+def _num_workers(node: dict[str, float], num_cpus: float, num_gpus: float) -> int:
+    wanted = {"CPU": num_cpus, "GPU": num_gpus}
+    return min((int(node.get(name, 0) / each + 1e-9) for name, each in wanted.items() if each), default=1)
 
 
 def set_threads(num_workers: int) -> None:

@@ -162,7 +162,9 @@ def _label(judgements: Sequence[Judgement]) -> Label:
 def _columns(row: dict[str, Any], labels: Sequence[Label]) -> dict[str, Any]:
     """The last step has the outcome; one without a label is null, and the first reason for that is kept."""
     error = next((label.error for label in labels if label.error), None)
-    return {"step_labels": [*(label.value for label in labels), float(row["correct"])], "step_label_error": error}
+    soft = row.get("soft_label")
+    outcome = float(row["correct"]) if soft is None else soft
+    return {"step_labels": [*(label.value for label in labels), outcome], "step_label_error": error}
 
 
 def _seed(text: str) -> int:

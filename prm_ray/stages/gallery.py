@@ -32,7 +32,7 @@ def gallery(config: RunConfig, scores: StageFolder, found: Survey, problems: lis
     for part in found.parts:
         for prompt_id, rows in read_texts(scores, part, set(chosen)).items():
             problem = by_id[prompt_id]
-            picks = {"PRM": best_of_n(problem.rewards[reward]), "majority": majority_vote(problem.answers)}
+            picks = {"PRM": best_of_n(problem.pick_by(reward)), "majority": majority_vote(problem.answers)}
             examples.append({"kind": KINDS[chosen[prompt_id]], "order": list(chosen).index(prompt_id)})
             examples[-1] |= _example(config, rows, picks)
     return sorted(examples, key=lambda example: example["order"])
@@ -53,7 +53,7 @@ def _choose(problems: list[Candidates], reward: str, seed: int) -> Iterator[tupl
 def _kind(problem: Candidates, reward: str) -> str:
     if problem.correct_N.all() or not problem.correct_N.any():
         return "one_sided"
-    prm_right = problem.correct_N[best_of_n(problem.rewards[reward])]
+    prm_right = problem.correct_N[best_of_n(problem.pick_by(reward))]
     majority_right = problem.correct_N[majority_vote(problem.answers)]
     if prm_right:
         return "both_right" if majority_right else "prm_only"

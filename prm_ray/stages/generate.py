@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import RunConfig
+from prm_ray.errors import UserError
 from prm_ray.models import base_model, build_messages, decode, encode_prompt, load_tokenizer, resolve_model
 from prm_ray.problems import Problem, check_problems, hash_problem
 from prm_ray.stages.asking import MAX_STARTS, Answer, Asked, Asker
@@ -30,10 +31,12 @@ _SHARDS_AT_ONCE = 2
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for bad problems, a model without tokenizer or chat template, or a sampler that cannot run."""
+    """Raises `UserError` for bad problems, a model without tokenizer or chat template, one whose template refuses the
+    prompt, or a sampler that cannot run."""
     check_problems(config)
     model = resolve_model(config.model.name)
-    load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(model, config.prompt.chat_template, config.model.trust_remote_code)
+    encode_prompt(tokenizer, build_messages(config.prompt, "1"))
     if ":" in (backend := sampler_options(config, model).backend):
         find_sampler(backend)
 
@@ -76,7 +79,11 @@ def prompt_row(
     if problem.problem is None:
         return row
     row["messages"] = build_messages(config.prompt, problem.problem)
-    row["prompt_tokens"] = encode_prompt(tokenizer, row["messages"])
+    try:
+        row["prompt_tokens"] = encode_prompt(tokenizer, row["messages"])
+    except UserError as error:
+        row["error"] = row["error"] or f"prompt_refused: {error}"
+        return row
     length, limit = len(row["prompt_tokens"]), min(config.prompt.max_tokens, options.max_model_len - 1)
     if length > limit and row["error"] is None:
         row["error"] = f"prompt_too_long: {length} tokens, at most {limit}"

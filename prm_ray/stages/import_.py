@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prm_ray.answers import exact_answer
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
+from prm_ray.finalanswers import exact_answer
 from prm_ray.models import build_messages
 from prm_ray.problems import hash_problem, read_rows, require_fields
 from prm_ray.runlog import log
@@ -83,6 +83,12 @@ def check(config: RunConfig) -> None:
     trained = (rollouts for rollouts in problems if splits.get(rollouts.problem) == "train")
     soft = (read_label(response.correct)[1] for rollouts in trained for response in rollouts.responses)
     check_soft_labels(config.train.objective, [label for label in soft if label is not None])
+    for split, what in (("train", "train"), ("test", "score, rerank and evaluate")):
+        if split not in splits.values():
+            log.warning(
+                "import: no problem of %r is in the split %s, so %s will have nothing to work on",
+                *(config.import_.source, split, what),
+            )
 
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:

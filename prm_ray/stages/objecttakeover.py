@@ -17,6 +17,7 @@ from prm_ray.metricslog import METRICS_FILE
 from prm_ray.objectstore import ObjectFolder, copy_tree
 from prm_ray.storage import bytes_writer, json_writer
 from prm_ray.tables import StageFolder
+from prm_ray.trainerstate import is_whole
 
 _WHOLE = "whole.json"
 _TRIES = 5
@@ -43,19 +44,28 @@ def take_over(folder: StageFolder, storage: str, taken: str) -> Path | None:
 
 
 def _take_newest(mine: Path, places: list[Path], storage: str, taken: str) -> None:
-    """One that is still trained at may lose its checkpoint to the next one meanwhile; then that is tried."""
-    for _ in range(_TRIES):
-        newest = max(_states(places, storage, taken), key=lambda state: state.step, default=None)
-        if newest is None:
+    """One that is still trained at may lose its checkpoint to the next one meanwhile; then that is tried. In the end
+    an earlier one: of an attempt that is over the record may name what another has removed."""
+    for is_last in [False] * (_TRIES - 1) + [True]:
+        newest = sorted(_states(places, storage, taken), key=lambda state: state.step, reverse=True)
+        if not newest:
             return
-        with suppress(FileNotFoundError):
-            _take(newest, mine, taken)
-            return
-    raise UserError(f"the checkpoints in {str(mine.parent)!r} come and go: is another attempt at work there?")
+        for state in newest if is_last else newest[:1]:
+            with suppress(FileNotFoundError):
+                _take(state, mine, taken)
+                return
+    raise UserError(
+        f"the checkpoints in {str(mine.parent)!r} come and go: is another attempt at work there? If none is, train "
+        "from the start: --fresh and the name of the stage"
+    )
 
 
 def _take(state: _State, mine: Path, taken: str) -> None:
+    """Raises `FileNotFoundError` if the state goes meanwhile, or went before: a late record may name what is gone."""
+    remove_leftover(mine / taken)  # of a try before
     copy_tree(state.path, mine / taken)
+    if not is_whole(ObjectFolder(mine / taken).names()):
+        raise FileNotFoundError(str(state.path))
     if (metrics := ObjectFolder(state.place).read(METRICS_FILE)) is not None:
         write_file(mine / METRICS_FILE, bytes_writer(metrics))
     write_file(mine / taken / _WHOLE, json_writer({"step": state.step}))

@@ -19,6 +19,7 @@ from prm_ray.core.steps import step_token_ends
 from prm_ray.errors import UserError
 from prm_ray.fingerprints import model_fingerprint, row_fingerprint
 from prm_ray.models import (
+    build_messages,
     check_vocabularies,
     context_length,
     count_parameters,
@@ -48,11 +49,12 @@ def source_folder(config: RunConfig) -> StageFolder:
 
 
 def check(config: RunConfig) -> None:
-    """Raises `UserError` for a model without tokenizer or chat template or with code of its own that may not run, or a
-    reference that reads other token ids."""
+    """Raises `UserError` for a model without tokenizer or chat template, one whose template refuses the prompt or whose
+    own code may not run, or a reference that reads other token ids."""
     policy, trust = resolve_model(config.model.name), config.model.trust_remote_code
-    load_tokenizer(policy, config.prompt.chat_template, trust)
+    tokenizer = load_tokenizer(policy, config.prompt.chat_template, trust)
     load_config(policy, trust)
+    encode_prompt(tokenizer, build_messages(config.prompt, "1"))
     if config.reference.model:
         check_vocabularies(policy, resolve_model(config.reference.model), trust)
 
@@ -104,7 +106,11 @@ class ReferenceWorker:
         """Fill tokens (if the text came from elsewhere) and step ends, or the reason why there are none."""
         row["token_source"] = "sampled" if row["response_tokens"] else "encoded"
         if not row["response_tokens"]:
-            row["prompt_tokens"] = encode_prompt(self._tokenizer, row["messages"])
+            try:
+                row["prompt_tokens"] = encode_prompt(self._tokenizer, row["messages"])
+            except UserError as error:
+                row["error"] = f"prompt_refused: {error}"
+                return
             row["response_tokens"] = encode_response(self._tokenizer, row["text"])
         if not self._is_read(row["prompt_tokens"], row["response_tokens"]):
             length = len(row["prompt_tokens"]) + len(row["response_tokens"])

@@ -15,9 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from prm_ray.answers import Judge, exact_answer
+from prm_ray.answers import Judge
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, UserError
+from prm_ray.finalanswers import exact_answer
 from prm_ray.models import base_model
 from prm_ray.runlog import Progress, log
 from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 
 from prm_ray.errors import EngineError, UserError
 from prm_ray.runlog import Progress, log
@@ -30,6 +31,7 @@ from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
 """Starts of one shard within one run; a shard that ends its worker each time must not do so for ever."""
+_NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def map_shards(
     `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
     dies is started anew and its shard redone, `max_starts` times; an exception in it ends the stage (a `UserError` as
     itself).
-    A stage in which nothing moves for RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S (half an hour unless set) ends with
-    Ray's `ExecutionTimeoutError`.
+    Raises `EngineError` if RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S is set and for so long no shard ends, or if a part
+    is not there in the end.
     """
     finished = set(folder.finished_parts())
     shards = [index for index in range(num_shards) if index not in finished]
@@ -84,7 +86,10 @@ def map_shards(
         num_gpus=num_gpus or None,
     )
     with Progress(name, num_shards, "shard", done=num_shards - len(shards)) as progress:
-        return list(_collect(dataset, progress))
+        stats = list(_collect(dataset, progress))
+    if gone := set(range(num_shards)) - set(folder.finished_parts()):
+        raise EngineError(f"{name}: {len(gone)} of {num_shards} parts were removed while it worked; run the same again")
+    return stats
 
 
 def _dataset(shards: list[int]) -> ray.data.Dataset:
@@ -97,6 +102,8 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
+    if _NO_PROGRESS not in os.environ:  # Ray's half an hour is less than a large shard, or a GPU's coming, may take
+        context.execution_no_progress_timeout_s = -1
     return ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards))
 
 
@@ -110,7 +117,7 @@ def _is_not_said_twice(record: logging.LogRecord) -> bool:
 
 def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardStats]:
     start, tokens = time.monotonic(), 0
-    for row in dataset.iter_rows():
+    for row in _rows(dataset):
         if row["user_error"]:
             raise UserError(row["user_error"])
         stats = ShardStats(int(row["rows"]), json.loads(row["failed"]), int(row["tokens"]))
@@ -118,6 +125,14 @@ def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardSta
         figures: dict[str, Any] = {"tokens_per_s": f"{tokens / (time.monotonic() - start):.0f}"} if tokens else {}
         progress.advance(**figures)
         yield stats
+
+
+def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    try:
+        yield from dataset.iter_rows()
+    except ExecutionTimeoutError:
+        limit = os.environ.get(_NO_PROGRESS)
+        raise EngineError(f"no shard ended for {limit} s ({_NO_PROGRESS}); what is finished is kept") from None
 
 
 class _ShardCalls:

@@ -11,6 +11,7 @@ from prm_ray.config import RunConfig
 from prm_ray.core.packing import PromptGroup
 from prm_ray.core.rewards import step_rewards
 from prm_ray.core.steps import join_steps, token_ends_at
+from prm_ray.errors import UserError
 from prm_ray.headscorer import HeadScorer
 from prm_ray.models import (
     build_messages,
@@ -76,7 +77,10 @@ class _Trained:
     def encoded(self, solution: Solution) -> dict[str, Any]:
         tokenizer = self._scorer.tokenizer
         text, char_ends = join_steps(solution.steps, self._scorer.step_rule)
-        prompt_tokens = encode_prompt(tokenizer, build_messages(self._scorer.prompt, solution.problem))
+        try:
+            prompt_tokens = encode_prompt(tokenizer, build_messages(self._scorer.prompt, solution.problem))
+        except UserError as error:
+            return {"error": f"prompt_refused: {error}"}
         tokens = encode_response(tokenizer, text)
         length = len(prompt_tokens) + len(tokens)
         if self._context is not None and length > self._context:

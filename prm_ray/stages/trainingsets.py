@@ -120,6 +120,12 @@ def check_labels(data: OutcomeData, config: RunConfig) -> None:
             f"all {len(data.labels)} training responses are {which}; an outcome reward model needs both: "
             f"generate more, or change generate.temperature (now {config.generate.temperature}) or the problems"
         )
+    if section.objective == "kto" and not data.num_mismatched_tokens():
+        raise UserError(
+            "train.objective 'kto' needs responses that reference scored behind another prompt, and there are none: it "
+            f"takes those of the same part, so generate.problems_per_shard (now {config.generate.problems_per_shard}) "
+            "must be above 1"
+        )
 
 
 def held_out_responses(config: RunConfig) -> list[dict[str, Any]]:

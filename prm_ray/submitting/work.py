@@ -84,8 +84,7 @@ def read_work(verb: str, words: list[str], asked: argparse.Namespace, root: Path
     folder = check_shared("run.dir", str(settings.get("run", {}).get("dir", "runs/default")))
     _check_stages(verb, config, fresh)
     files = [_config_file(asked.config, root, "config file"), *named_files(settings, verb, root)]
-    draining = config.serve.timeout_seconds + config.serve.generator_timeout_seconds
-    stop_seconds = _STOP_SECONDS + (round(draining) if verb == "serve" else 0)
+    stop_seconds = _STOP_SECONDS + (round(config.serve.longest_seconds) if verb == "serve" else 0)
     return Work(verb, _words(kept, asked.config, files[0]), folder, tuple(files), fresh, stop_seconds, config)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
 
@@ -187,6 +188,12 @@ def test_under_overload_some_are_served_the_rest_are_429_and_health_answers(url:
     for reply in statuses:
         if reply.status == 200:
             assert [item["rewards"]["sum"] for item in reply.body["results"]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_request_that_serve_ends_itself_has_an_error_like_the_servers_own(url: str):
+    body = {"problem": PROBLEM, "responses": RESPONSES}
+    reply = httpx.post(f"{url}/v1/rewards", json=body, headers={"X-Request-Timeout-Seconds": "0.000001"})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (504, "timeout")
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(run_config: RunConfig, url: str):

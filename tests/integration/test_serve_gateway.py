@@ -57,6 +57,11 @@ def scorer(served: Server) -> Scorer:
     return Scorer.from_pretrained(StageFolder(served.config.run.dir, "train").path, dtype="float32")
 
 
+def best_first(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that say `the answer is` and go on come first."""
+    return sorted(candidates, key=lambda each: (each["answer"] is None, -each["reward"]))
+
+
 def test_without_keys_only_this_machine_is_listened_to(tmp_path: Path) -> None:
     config = make_run(tmp_path, host="0.0.0.0")
     with pytest.raises(UserError, match=r"serve.host '0\.0\.0\.0' is reached .*serve.api_keys_file must name"):
@@ -72,9 +77,9 @@ def test_the_best_of_four_by_the_reward_answers(served: Server, scorer: Scorer) 
     assert len(texts) == metadata["num_requested"] == 4 and len(set(texts)) > 1
     ours = [each.rewards["sum"] for each in scorer.score(MESSAGES, texts)]
     assert [each["reward"] for each in metadata["candidates"]] == pytest.approx(ours, abs=1e-4)
-    best = sorted(ours, reverse=True)[:2]
-    assert metadata["rewards"] == pytest.approx(best, abs=1e-4)
-    assert reply.choices[0].message.content == texts[ours.index(best[0])]
+    best = best_first(metadata["candidates"])[:2]
+    assert metadata["rewards"] == [each["reward"] for each in best]
+    assert reply.choices[0].message.content == best[0]["text"]
     assert reply.usage is not None and 4 < reply.usage.completion_tokens <= 48
 
 
@@ -112,7 +117,7 @@ def test_every_strategy_answers(served: Server, strategy: str) -> None:
     candidates, search = metadata["candidates"], metadata["search"]
     assert search["strategy"] == strategy and search["num_ended"] == len(candidates) and not metadata["problems"]
     assert [sum(each["step_rewards"]) for each in candidates] == pytest.approx([each["reward"] for each in candidates])
-    assert metadata["rewards"] == [max(each["reward"] for each in candidates)]
+    assert metadata["rewards"] == [best_first(candidates)[0]["reward"]]
     assert reply.choices[0].message.content in [each["text"] for each in candidates]
     assert reply.usage is not None and reply.usage.completion_tokens == search["sampled_tokens"]
     if strategy != "adaptive":

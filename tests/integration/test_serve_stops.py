@@ -1,4 +1,4 @@
-"""`prm-ray serve` as a process of its own, told to stop while clients ask."""
+"""`prm-ray serve` told to stop while clients ask, and where it cannot be reached."""
 
 import os
 import signal
@@ -10,7 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ray import serve
+from starlette.requests import Request
 
+from prm_ray.errors import UserError
+from prm_ray.serve import server
 from tests.servedruns import Reply, call, make_run
 
 PROBLEMS = [f"{number} + 45 - 8" for number in range(24)]
@@ -25,14 +29,14 @@ def test_told_to_stop_it_answers_those_it_let_in_and_turns_others_away(tmp_path:
     log = tmp_path / "log"
     with log.open("w") as file:
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        server = subprocess.Popen([*words, f"serve.port={section.port}"], stdout=file, stderr=file, env=env)
+        process = subprocess.Popen([*words, f"serve.port={section.port}"], stdout=file, stderr=file, env=env)
     try:
-        _wait_for(log, server)
+        _wait_for(log, process)
         with ThreadPoolExecutor(len(PROBLEMS)) as pool:
             asked = [pool.submit(_rewards, url, problem) for problem in PROBLEMS]
             while not any(each.done() for each in asked):
                 time.sleep(0.01)
-            server.send_signal(number)
+            process.send_signal(number)
             replies = [each.result() for each in asked]
         assert {reply.status for reply in replies if reply is not None} <= {200, 503}
         assert [reply for reply in replies if reply is None] == []
@@ -42,11 +46,35 @@ def test_told_to_stop_it_answers_those_it_let_in_and_turns_others_away(tmp_path:
                 assert len(reply.body["results"]) == len(RESPONSES)
             else:
                 assert reply.body["error"]["type"] == "stopping" and int(reply.headers["retry-after"]) >= 1
-        assert server.wait(60) in (0, 130)
+        assert process.wait(60) in (0, 130)
     finally:
-        if server.poll() is None:
-            server.kill()
+        if process.poll() is None:
+            process.kill()
     assert "Traceback" not in log.read_text()
+
+
+@serve.deployment
+class Another:
+    """Somebody else's application."""
+
+    def __call__(self, request: Request) -> str:
+        return '"here"'
+
+
+def test_on_a_cluster_whose_serve_listens_elsewhere_it_leaves_that_as_it_was(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_ANSWERS_WITHIN_SECONDS", 2)
+    port = server.free_port()
+    serve.start(http_options={"port": port})
+    serve.run(Another.bind(), name="another", route_prefix="/another")
+    try:
+        with pytest.raises(UserError, match="does another Serve run on this cluster"):
+            server.start(make_run(tmp_path))
+        assert serve.status().applications.keys() == {"another"}
+        assert call(f"http://127.0.0.1:{port}/another").body == "here"
+    finally:
+        serve.shutdown()
 
 
 def _rewards(url: str, problem: str) -> Reply | None:
@@ -57,10 +85,10 @@ def _rewards(url: str, problem: str) -> Reply | None:
         return None
 
 
-def _wait_for(log: Path, server: subprocess.Popen[bytes]) -> None:
+def _wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
     give_up = time.monotonic() + 120
-    while time.monotonic() < give_up and server.poll() is None:
+    while time.monotonic() < give_up and process.poll() is None:
         if "serving at" in log.read_text():
             return
         time.sleep(0.2)
-    raise AssertionError(f"the server did not start (exit code {server.poll()}): {log.read_text()}")
+    raise AssertionError(f"the server did not start (exit code {process.poll()}): {log.read_text()}")

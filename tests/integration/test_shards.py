@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from ray import cloudpickle
+from ray.data import DataContext
 
-from prm_ray.errors import UserError
+from prm_ray.errors import EngineError, UserError
+from prm_ray.stages.cluster import check_room
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder
 
@@ -31,8 +33,12 @@ class Worker:
             os._exit(1)
         if shard == 2 and self._mishap == "bad input":
             raise UserError("row 7 has no answer")
+        if shard == 2 and self._mishap == "hangs":
+            time.sleep(60)
         if shard == 0 and self._mishap == "is slow":
             wait_for(self._folder, 4)
+        if shard == 3 and self._mishap == "is taken back":
+            self._folder.part_path(1).unlink()
         self._folder.write_part(shard, [{"prompt_id": str(os.getpid()), "error": "odd: x" if shard == 1 else None}])
         return ShardStats(1, {"odd": 1} if shard == 1 else {}, tokens=10)
 
@@ -115,3 +121,28 @@ def test_an_async_worker_has_several_shards_in_hand(folder: StageFolder):
 def test_more_than_any_machine_has_is_refused_and_not_waited_for(folder: StageFolder):
     with pytest.raises(UserError, match="generate needs 1 CPUs and 99 GPUs on one machine"):
         map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=99)
+
+
+def test_a_shard_may_take_as_long_as_it_likes_unless_a_limit_is_set(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray's own limit of half an hour would end a stage of large shards again and again, each time from nothing."""
+    monkeypatch.setenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "3")
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 3)  # read by Ray when it starts
+    with pytest.raises(EngineError, match=r"no shard ended for 3 s \(RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S\)"):
+        work(folder, "hangs")
+    monkeypatch.delenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S")
+    work(folder)
+    assert DataContext.get_current().execution_no_progress_timeout_s == -1
+
+
+def test_a_part_that_another_start_took_back_is_missed(folder: StageFolder):
+    with pytest.raises(EngineError, match="generate: 1 of 4 parts were removed while it worked; run the same again"):
+        work(folder, "is taken back")
+    assert len(work(folder)) == 1 and folder.finished_parts() == [0, 1, 2, 3]
+
+
+def test_training_that_never_finds_its_workers_is_refused_and_not_waited_for(folder: StageFolder):
+    with pytest.raises(UserError, match="train needs 1 CPUs and 0 GPUs on one machine for each of 999 workers"):
+        check_room("train", 1, 0, num_workers=999)
+    check_room("train", 1, 0, num_workers=2)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prm_ray.answers import Judge, Judgement, exact_answer, final_answer
+from prm_ray.answers import Judge, Judgement
 from prm_ray.errors import UserError
+from prm_ray.finalanswers import exact_answer, final_answer
 from prm_ray.settings import LabelSection
 
 OWN_JUDGE = """
@@ -47,6 +48,16 @@ def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge
         (r"so it is \boxed{\frac{2}{4}}.", "1/2", ("1/2", True, None)),
         ("The answer is $1,234.", "1234", ("1234", True, None)),
         ("Answer: 52.0", "52", ("52", True, None)),
+        ("The answer is **42**.", "42", ("42", True, None)),
+        ("**Answer:** 42", "42", ("42", True, None)),
+        ("**Answer**: 42", "42", ("42", True, None)),
+        ("**Final answer: 42.**", "42", ("42", True, None)),
+        ("The answer is 12 dollars.", "12", ("12", True, None)),
+        ("Answer: 12 marbles left", "12", ("12", True, None)),
+        ("Answer: 13 marbles left", "12", ("13", False, None)),
+        ("Answer: x + 1", "x+1", ("x + 1", True, None)),
+        (r"\boxed{\$1{,}234}", "1234", ("1234", True, None)),
+        ("Answer: 5", "log(5)", ("5", False, None)),
         ("I do not know", "3", (None, False, None)),
         ("", "3", (None, False, None)),
     ],
@@ -99,6 +110,34 @@ def test_the_exact_judge_compares_numbers_as_numbers_and_texts_without_case():
         assert judge("3 and then 4", "3") == ("4", False, None)
         assert judge("Answer: Paris.", "paris") == ("Paris", True, None)
         assert judge("no number", "3") == (None, False, None)
+        for text in (
+            "The answer is **42**.",
+            "**Answer:** 42",
+            "Answer: $42 in all",
+            r"\boxed{\$42}",
+            "so 40 + 2 = 42L",
+        ):
+            assert judge(text, "42") == ("42", True, None), text
+        assert judge("Answer: 50%", "50").correct and judge(r"\boxed{1{,}234}", "1234").correct
+        assert judge("Answer: 30 + 12 = 42", "42").correct
+        assert judge("Answer: 42 or 43", "42") == ("42 or 43", False, None)
+        assert judge(r"\boxed{\text{Paris}}", "Paris").correct and judge("Answer: *Paris*", "Paris").correct
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so 12.5kg in total", "12.5"),
+        ("1,200m long", "1200"),
+        ("12,3456", "3456"),
+        ("3 for the 2nd", "3"),
+        ("2**3 is 8", "8"),
+        ("1.5 and .25", "0.25"),
+        ("a1 or b2", None),
+    ],
+)
+def test_a_number_is_read_whole_with_its_unit_at_it(text: str, answer: str | None):
+    assert exact_answer(text, "1") == answer
 
 
 def test_the_choice_judge_reads_letters():
@@ -107,6 +146,17 @@ def test_the_choice_judge_reads_letters():
         assert judge("I choose\nC", "(C)") == ("C", True, None)
         assert judge("Answer: D", "A") == ("D", False, None)
         assert judge("All of them", "A") == (None, False, None)
+        for text in (
+            "The answer is Option B.",
+            r"\boxed{\text{B}}",
+            r"\boxed{\mathrm{(B)}}",
+            "Answer: **B**",
+            "Answer: (b)",
+        ):
+            assert judge(text, "B") == ("B", True, None), text
+        assert judge("Answer: B", "Option B").correct
+        assert judge("(A) looks right at first. The answer is Paris.", "A") == (None, False, None)
+        assert judge("Answer: a dog", "A").correct is False
         assert judge("A", "forty").correct is None
 
 

@@ -122,12 +122,13 @@ def test_a_number_must_be_finite(settings: dict[str, Any], message: str) -> None
     [
         ({"validation_fraction": 0.99}, {}, "train.validation_fraction 0.99 holds out every problem"),
         ({"objective": "dpo"}, {"num_responses": 1}, "no training problem has responses of both kinds"),
+        ({"objective": "kto"}, {}, "behind another prompt, and there are none: it takes those of the same part"),
     ],
 )
 def test_training_sets_that_hold_nothing_to_learn(
     tmp_path: Path, tiny_model: str, train: dict[str, Any], select: dict[str, Any], message: str
 ) -> None:
-    config = tiny_config(tmp_path / "run", tiny_model, train=train, select=select)
+    config = tiny_config(tmp_path / "run", tiny_model, train=train, select=select, reference={"mismatched": 1})
     write_reference_table(config)
     mark_done(config, ("generate", "label", "reference"))
     folder = StageFolder(config.run.dir, "train")

@@ -4,8 +4,13 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from prm_ray.serve.bodies import validation_message
+from prm_ray.serve.dialects.chatbodies import ChatRequest
+from prm_ray.serve.dialects.openrlhf import GetRewardRequest
 from prm_ray.serve.dialects.own import RewardsRequest
-from prm_ray.serve.dialects.rerank import RerankRequest
+from prm_ray.serve.dialects.rerank import RerankRequest, TeiRerankRequest
+from prm_ray.serve.dialects.trl import SequenceLogprobsRequest
+from prm_ray.serve.dialects.vllm import InputRequest, ScoreRequest
+from prm_ray.serve.generation import GenerationBody
 
 
 def refusal(model: type[BaseModel], body: object) -> str:
@@ -48,6 +53,41 @@ def test_a_wrong_request_is_refused_by_name(body: dict, message: str) -> None:
 def test_a_long_list_of_mistakes_is_cut_short() -> None:
     message = refusal(RewardsRequest, {"problem": "1", "responses": ["1"], **{f"key{n}": 1 for n in range(50)}})
     assert message.endswith("and 47 more")
+
+
+MANY = 1000
+CHAT = [{"role": "user", "content": "1"}]
+LISTS: list[tuple[type[BaseModel], dict]] = [
+    (RewardsRequest, {"problem": "1", "responses": [1]}),
+    (RewardsRequest, {"problem": "1", "responses": [[-1] * MANY]}),
+    (RewardsRequest, {"prompt_tokens": [-1], "responses": ["2"]}),
+    (RewardsRequest, {"messages": [1], "responses": ["2"]}),
+    (RewardsRequest, {"messages": [{"role": "user", "content": [1] * MANY}], "responses": ["2"]}),
+    (RewardsRequest, {"problem": "1", "responses": ["2"], "include": [1]}),
+    (RerankRequest, {"query": "1", "documents": [1]}),
+    (TeiRerankRequest, {"query": "1", "texts": [1]}),
+    (ScoreRequest, {"queries": [1], "documents": ["2"]}),
+    (ScoreRequest, {"queries": "1", "documents": [1]}),
+    (InputRequest, {"input": [-1]}),
+    (InputRequest, {"messages": [1]}),
+    (GetRewardRequest, {"query": [1]}),
+    (GetRewardRequest, {"query": ["1"], "prompts": [1]}),
+    (SequenceLogprobsRequest, {"sequences": [1], "prompt_lengths": [1]}),
+    (SequenceLogprobsRequest, {"sequences": [[1]], "prompt_lengths": [0]}),
+    (ChatRequest, {"messages": [1]}),
+    (GenerationBody, {"messages": [1]}),
+    (GenerationBody, {"messages": CHAT, "stop": [1]}),
+]
+"""A list of one number stands for one of `MANY`, none of which may be there."""
+
+
+@pytest.mark.parametrize(("model", "body"), LISTS)
+def test_a_list_ends_at_its_first_wrong_item(model: type[BaseModel], body: dict) -> None:
+    """A body has room for millions of them, and an error takes a kilobyte."""
+    many = {key: value * MANY if value in ([1], [-1], [0]) else value for key, value in body.items()}
+    with pytest.raises(ValidationError) as info:
+        model.model_validate(many)
+    assert info.value.error_count() <= 4 and ".0" in validation_message(list(info.value.errors()))
 
 
 def test_an_unknown_aggregation_is_refused_by_name() -> None:

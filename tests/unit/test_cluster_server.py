@@ -5,9 +5,10 @@ import shlex
 from math import ceil
 from typing import Any
 
+import pytest
 import yaml
 
-from prm_ray.config import RunConfig, load_config
+from prm_ray.config import RunConfig, load_config, parse_config
 from prm_ray.serve.manifest import manifest
 from prm_ray.serve.proxy import SETTING
 from tests.manifests import CLUSTER, ROOT, cluster, documents, pods, the
@@ -35,6 +36,14 @@ def served() -> dict[str, Any]:
 
 def test_the_server_is_what_the_command_beside_it_prints():
     assert served() == yaml.safe_load(yaml.safe_dump(manifest(config())))
+
+
+@pytest.mark.parametrize(("generator", "longest"), [(None, 120), ("vllm", 120 + 600)])
+def test_serve_lets_a_request_take_as_long_as_generating_and_scoring_may(generator: str | None, longest: float):
+    """Else it would end a chat before the candidates that came in time are chosen from."""
+    serve = {"timeout_seconds": 120, "generator_timeout_seconds": 600, "generator": generator}
+    options = manifest(parse_config({"serve": serve}))["http_options"]
+    assert longest < options["request_timeout_s"] <= longest + 30
 
 
 def test_the_server_reads_its_keys_from_a_secret_wherever_it_is_built_or_runs():

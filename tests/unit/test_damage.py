@@ -1,21 +1,23 @@
 """A full disk, a folder that is read-only, files that are cut off: one line that names the file, nothing else lost."""
 
+import errno
 import os
 import resource
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.entry import failing_in_one_line
 from prm_ray.errors import StorageError, UserError
-from prm_ray.metricslog import MetricsLog, follow_metrics, steps_recorded
+from prm_ray.metricslog import MetricsLog
 from prm_ray.models import load_model
+from prm_ray.parquetfiles import read_parquet, write_parquet
 from prm_ray.stages import takeover
 from prm_ray.stages.pipeline import known_cause, run_stage
 from prm_ray.stages.result import count_parts
@@ -260,36 +262,18 @@ def test_training_begun_by_an_earlier_version_goes_on(tmp_path: Path):
     assert (newer.workspace / "metrics.jsonl").is_file()
 
 
-def test_a_kill_while_metrics_are_dropped_that_come_again_loses_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_part_that_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ):
-    def die(*_: int) -> None:
-        raise Killed
+    """Nobody must be told to remove a sound part because a disk or a file server had an error."""
 
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n')
-    monkeypatch.setattr(os, "fsync", die)
-    with pytest.raises(Killed):
-        MetricsLog(path, 1)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-
-def test_a_line_of_metrics_that_a_full_disk_cut_off_is_dropped(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo')
-    MetricsLog(path, 2).write(2)
-    assert [line[:10] for line in path.read_text().splitlines()] == ['{"step": 1', '{"step": 2']
-
-
-def test_who_follows_metrics_is_not_led_astray_by_a_restarted_run(tmp_path: Path):
-    path, finished = tmp_path / "metrics.jsonl", threading.Event()
-    path.write_text('{"step": 1}\n{"step": 2}\n')
-    assert steps_recorded(path) == 2
-    lines = follow_metrics(path, finished)
-    assert next(lines)["step"] == 2
-    metrics = MetricsLog(path, 1)
-    assert next(lines)["step"] == 1 == steps_recorded(path)
-    for step in (2, 3):
-        metrics.write(step, loss=0.5)
-    finished.set()
-    assert [line["step"] for line in lines] == [3]
+    path = tmp_path / "part-00000.parquet"
+    write_parquet(path, pa.table({"a": [1]}))
+    monkeypatch.setattr("prm_ray.parquetfiles.pq.read_table", fail)
+    with pytest.raises(StorageError, match=r"part-00000\.parquet' cannot be read: ") as caught:
+        read_parquet(path)
+    assert "remove" not in str(caught.value)

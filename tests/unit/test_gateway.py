@@ -96,6 +96,21 @@ def test_the_best_candidate_by_the_reward_is_the_answer(
     assert all(body["temperature"] == 0.7 and "prm" not in body and not body["stream"] for body in handler.bodies)
 
 
+def test_no_two_requests_for_candidates_have_the_same_seed(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    """A generator that draws each candidate by the request's seed and its place, as vLLM does, gives none twice."""
+    handler, url = generator
+
+    def by_seed(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, completion([str(body["seed"] + place) for place in range(body["n"])])
+
+    handler.script = staticmethod(by_seed)
+    found = ask(scorer, url, seed=40, prm={"return_candidates": True}).json()["prm_metadata"]
+    assert [body["n"] for body in handler.bodies] == [4, 4]
+    assert sorted(each["text"] for each in found["candidates"]) == [str(40 + number) for number in range(8)]
+
+
 def test_one_users_turn_is_a_problem_and_gets_the_runs_prompt(
     scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
 ) -> None:
@@ -120,6 +135,34 @@ def test_candidates_with_the_same_answer_may_vote_together(
     rewards = {text: each.rewards["min"] for text, each in zip(TEXTS, scorer.score(PROBLEM, TEXTS), strict=True)}
     assert rewards[found["choices"][0]["message"]["content"]] == pytest.approx(max(map(rewards.__getitem__, sevens)))
     assert [each["answer"] for each in found["prm_metadata"]["candidates"]].count("7") == len(sevens) == 4
+
+
+@pytest.mark.parametrize("vote", ["none", "weighted"])
+def test_a_candidate_without_an_answer_comes_behind_all_that_have_one(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str], vote: str
+) -> None:
+    """As in a run's report. The one with the best reward has none, as if it had been cut at max_tokens."""
+    handler, url = generator
+    rewards = {text: each.rewards["min"] for text, each in zip(TEXTS, scorer.score(PROBLEM, TEXTS), strict=True)}
+    best = max(TEXTS, key=rewards.__getitem__)
+
+    def cut_short(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, completion([best + " +", *(text for text in TEXTS if text != best)][4 * number :][: body["n"]])
+
+    handler.script = staticmethod(cut_short)
+    found = ask(scorer, url, n=8, prm={"vote": vote, "return_candidates": True}).json()
+    assert found["choices"][-1]["message"]["content"] == best + " +"
+    rewards_by_place = found["prm_metadata"]["rewards"]
+    assert rewards_by_place[-1] == max(rewards_by_place), "it would be the answer by its reward"
+
+
+def test_if_no_candidate_has_an_answer_the_best_reward_decides(
+    scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
+) -> None:
+    handler, url = generator
+    handler.script = staticmethod(lambda number, body: (200, completion([f"{text} +" for text in TEXTS[:4]])))
+    rewards = ask(scorer, url, n=4, best_of=4).json()["prm_metadata"]["rewards"]
+    assert rewards == sorted(rewards, reverse=True) and len(set(rewards)) > 1
 
 
 def test_a_stream_ends_as_openais_does(scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]) -> None:

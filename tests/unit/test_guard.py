@@ -1,9 +1,9 @@
 """Keys, rates, body limits and request ids before an application that echoes its body."""
 
 import asyncio
-import os
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,95 @@ def test_without_a_valid_key_nobody_is_let_in(key_file: tuple[Path, str]) -> Non
         assert ask(guard, open_path).status_code == 200
 
 
-def test_a_key_is_revoked_and_another_let_in_while_the_server_runs(key_file: tuple[Path, str]) -> None:
+class Clock:
+    """In place of `time` in keys.py."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("prm_ray.serve.keys.time", found)
+    return found
+
+
+def test_a_key_is_revoked_and_another_let_in_while_the_server_runs(key_file: tuple[Path, str], clock: Clock) -> None:
     path, old = key_file
     ring = KeyRing(path)
-    ring._looked_at -= 10
     new, line = new_key("second")
     path.write_text(f"{line} 600\n")
-    os.utime(path, ns=(1, 1))
+    clock.now += 1
     assert ring.find(old) is None
     found = ring.find(new)
     assert found is not None and (found.name, found.requests_per_minute) == ("second", 600)
+
+
+def spoil_all(path: Path) -> None:
     path.write_text("nonsense")
-    ring._looked_at -= 10
-    assert ring.find(new) is not None, "a file that went wrong must not lock everybody out"
+
+
+def spoil_one(path: Path) -> None:
+    path.write_text(path.read_text() + "second nonsense\n")
+
+
+def empty(path: Path) -> None:
+    path.write_text("# nobody\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "still_let_in"),
+    [
+        (empty, "holds no key.*nobody is let in", False),
+        (spoil_all, "line 1 of.*nobody is let in", False),
+        (spoil_one, "line 4 of.*only its other keys .1. are let in", True),
+        (Path.unlink, "cannot be read: .*No such file.*nobody is let in", False),
+    ],
+)
+def test_a_file_that_went_wrong_is_taken_at_its_word_once_nobody_can_be_writing_it(
+    key_file: tuple[Path, str],
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], None],
+    reason: str,
+    still_let_in: bool,
+) -> None:
+    path, key = key_file
+    ring, text = KeyRing(path), path.read_text()
+    change(path)
+    for seconds, is_let_in in ((1, True), (3, True), (2, still_let_in), (60, still_let_in)):
+        clock.now += seconds
+        assert (ring.find(key) is not None) == is_let_in
+    (warning,) = caplog.messages
+    assert re.search(reason, warning) and str(path) in warning and key not in warning
+    path.write_text(text)
+    clock.now += 1
+    assert ring.find(key) is not None, "it is mended"
+
+
+def test_a_file_that_is_being_written_locks_nobody_out(
+    key_file: tuple[Path, str], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, key = key_file
+    ring, text = KeyRing(path), path.read_text()
+    for number in range(10):
+        for piece in ("", text[:40], text):
+            path.write_text(piece + "#" * number * len(piece))
+            clock.now += 1
+            assert ring.find(key) is not None
+    assert len(caplog.messages) >= 10
+
+
+def test_a_key_that_was_revoked_while_nobody_asked_is_refused_at_once(key_file: tuple[Path, str], clock: Clock) -> None:
+    path, key = key_file
+    ring = KeyRing(path)
+    path.unlink()
+    clock.now += 3600
+    assert ring.find(key) is None
 
 
 @pytest.mark.parametrize(

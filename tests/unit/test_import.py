@@ -6,7 +6,7 @@ import pytest
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
-from prm_ray.stages.import_ import assign_splits, load_rollouts, make_rows, run
+from prm_ray.stages.import_ import assign_splits, check, load_rollouts, make_rows, run
 from prm_ray.tables import StageFolder
 
 GSM8K = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k" / "gpt3_responses.jsonl"
@@ -112,6 +112,18 @@ def test_a_split_is_the_same_every_time_and_another_for_another_seed(tmp_path: P
 def test_bad_input_is_refused_in_one_line(tmp_path: Path, rows: list[Any], settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         imported(config_for(tmp_path, rows, **settings))
+
+
+@pytest.mark.parametrize(("settings", "split"), [({"num_train": 3}, "test"), ({}, None)])
+def test_an_import_without_held_out_problems_says_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], split: str | None
+):
+    said = list[str]()
+    monkeypatch.setattr("prm_ray.stages.import_.log.warning", lambda text, *words: said.append(text % words))
+    check(config_for(tmp_path, [nested(number) for number in range(3)], preset="gsm8k_gpt3", **settings))
+    assert [f"in the split {split}, so score, rerank and evaluate will have nothing" in line for line in said] == [
+        True
+    ] * (split is not None)
 
 
 def test_a_second_start_keeps_the_parts_that_are_there(tmp_path: Path):

@@ -77,6 +77,15 @@ def test_trl_gets_none_and_never_0_for_what_cannot_be_scored(url: str, caplog: p
     assert [len(json.loads(each)) for each in extra["prm_step_rewards"]] == [0, 2, 0, 0]
 
 
+def test_trl_asks_in_halves_what_is_too_much_for_one_request(url: str, scorer: Scorer) -> None:
+    for texts in (["1 + 2 = 3\n" * 40 + str(row) for row in range(8)], [str(row) for row in range(9)]):
+        texts[5] = "1" * 600  # more than the model reads, so it has none in any request
+        found = reward_function(url)(prompts=[PROBLEMS[0]] * len(texts), completions=texts)
+        assert [row for row, reward in enumerate(found) if reward is None] == [5]
+        rewards = [expected(scorer, PROBLEMS[0], text) for row, text in enumerate(texts) if row != 5]
+        assert [reward for reward in found if reward is not None] == pytest.approx(rewards, abs=1e-5)
+
+
 def test_trl_stops_where_the_server_refuses_or_is_not_there(url: str) -> None:
     with pytest.raises(ServerError, match="404 model_not_found"):
         reward_function(url, model="other")(prompts=["1"], completions=["2"])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FOUNDATION = {"errors", "settings", "overrides", "config", "schemas", "storage", "objectstore", "folders"}
 FOUNDATION |= {"attempts", "parquetfiles", "tables", "runlog", "metricslog"}
-MODULES = {"arithmetic", "problems", "answers", "dataselection"}
+MODULES = {"arithmetic", "problems", "finalanswers", "answers", "dataselection"}
 ENGINES = {
     *("adapters", "models", "fingerprints", "weights", "sharding", "trainerstate", "trainer", "trainingdata"),
     *("outcomelosses", "steplosses", "outcomedata", "rewardmodels", "texts", "scorer", "headscorer"),
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "core": {"core"},
     "arithmetic": FOUNDATION | {"problems"},
     "problems": FOUNDATION | {"arithmetic"},
-    "answers": FOUNDATION,
+    "finalanswers": set(),
+    "answers": FOUNDATION | {"finalanswers"},
     "dataselection": FOUNDATION,
     "damage": set(),
     "modelcache": {"errors", "storage", "objectstore"},
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     "scorer": FOUNDATION | {"core", "adapters", "models", "texts"},
     "rewardmodels": FOUNDATION | {"core", "adapters", "models", "damage"},
     "headscorer": FOUNDATION | {"core", "models", "rewardmodels", "texts", "scorer"},
-    "publishedformats": {"errors"},
+    "publishedformats": {"errors", "texts"},
     "publishedscorer": FOUNDATION | {"core", "models", "publishedformats", "rewardmodels", "texts", "scorer"},
     "weights": {"core"},
     "sharding": {"core", "weights"},

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from upath import UPath
 
 from prm_ray import modelcache, objectstore
 from prm_ray.adapters import AdapterSettings, add_adapter, has_adapter, save_weights
@@ -21,7 +23,7 @@ from prm_ray.errors import StorageError, TakenOverError, UserError
 from prm_ray.folders import scratch_folder
 from prm_ray.models import load_model, load_tokenizer, resolve_model, write_prm_json
 from prm_ray.objectstore import ObjectFolder, file_system, location
-from prm_ray.parquetfiles import read_parquet
+from prm_ray.parquetfiles import read_parquet, write_parquet
 from prm_ray.problems import read_rows
 from prm_ray.scorer import Scorer
 from prm_ray.scoring.served import load_scorer, served_models
@@ -156,6 +158,14 @@ def test_a_part_that_is_cut_off_is_named(bucket: Path):
         read_parquet(bucket / "part-00000.parquet")
 
 
+def test_a_part_in_a_store_that_is_away_is_not_called_damaged(bucket: Path):
+    write_parquet(bucket / "part-00000.parquet", pa.table({"a": [1]}))
+    nobody_listens = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
+    away = UPath(str(bucket / "part-00000.parquet"), use_listings_cache=False, **nobody_listens)
+    with pytest.raises(StorageError, match=r"part-00000\.parquet' cannot be read: .*127\.0\.0\.1:9"):
+        read_parquet(away)
+
+
 @pytest.mark.parametrize(
     ("work", "message"),
     [
@@ -253,6 +263,9 @@ def test_a_server_finds_its_models_there_and_leaves_copying_to_its_replicas(stor
     own, other = served_models(config)
     assert (own.facts.name, other.facts.name) == ("run", "other") and own.facts.with_reference
     assert own.folder == other.folder == f"{stored}/checkpoint"
+    assert own.facts.aggregation == other.facts.aggregation == "sum"
+    again = config_at(tmp_path, stored, "evaluate.aggregation=min", "score.model=", "score.style=")
+    assert served_models(again)[0].facts.aggregation == "min"  # as in the run's report, made anew since it was trained
     (scored,) = load_scorer(own).score("1+2", ["1\n2"])
     assert any(scored.step_rewards)
 

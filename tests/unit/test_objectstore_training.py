@@ -98,6 +98,17 @@ def test_a_checkpoint_that_goes_while_it_is_copied_makes_way_for_the_next(
     assert state is not None and (state / "state-00000-of-00001.safetensors").read_bytes() == b"10"
 
 
+@pytest.mark.parametrize("gone", ["checkpoint_8", "checkpoint_8/state-00001-of-00002.safetensors"])
+def test_a_record_of_what_is_gone_is_no_checkpoint(bucket: Path, gone: str):
+    """A store tells of nothing that is missing: what is copied must be looked at, before all else is removed."""
+    killed_training(bucket / "run", 4)
+    late = killed_training(bucket / "run", 8)
+    fs, root = objectstore.file_system(late.shared_workspace / STORAGE / RUN_NAME / gone)
+    fs.rm(root, recursive=True)
+    state = taken_over(attempt_at(bucket / "run", "train"))
+    assert state is not None and (state / "state-00001-of-00002.safetensors").read_bytes() == b"4"
+
+
 def test_checkpoints_that_keep_going_are_told_in_one_line(bucket: Path, monkeypatch: pytest.MonkeyPatch):
     def gone(source: Path, target: Path) -> None:
         raise FileNotFoundError(source)

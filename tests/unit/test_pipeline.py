@@ -74,6 +74,22 @@ def test_the_headline_picks_by_what_the_reward_means(tmp_path: Path, overrides: 
     assert config.identity("evaluate") == written_out.identity("evaluate")
 
 
+def test_a_published_models_search_builds_on_the_problems_that_it_searches(tmp_path: Path):
+    """Without a training stage between them it would count as done when the problems are others."""
+    config = make_config(tmp_path, "score.model=elsewhere", "score.style=math_shepherd")
+    assert config.before("search")[-1] == "reference" and "search" in config.onwards("generate")
+    assert config.before("processbench") == () and "processbench" not in config.onwards("generate")
+    trained = make_config(tmp_path)
+    assert trained.before("search")[-1] == trained.before("processbench")[-1] == "train"
+
+
+@pytest.mark.parametrize("stage", ["search", "import"])
+def test_what_else_changes_a_stage_is_noticed(tmp_path: Path, stage: str):
+    """Of other sections: the aggregation that is searched by, the pattern by which imported answers are found."""
+    change = {"search": "evaluate.aggregation=min", "import": "label.answer_pattern=(x)"}[stage]
+    assert make_config(tmp_path).identity(stage) != make_config(tmp_path, change).identity(stage)
+
+
 def test_a_default_aggregation_that_is_not_measured_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"'last', the default of reward value_head, must be one of rerank"):
         make_config(tmp_path, "train.reward=value_head", 'rerank.aggregations=["sum"]')

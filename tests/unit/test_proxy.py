@@ -83,3 +83,38 @@ def test_once_it_has_answered_requests_wait_for_a_replica_that_is_replaced() -> 
         assert (await waiting).status_code == 200 and inner.num_given_up == 0
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "kind", "again_after"),
+    [
+        (408, 504, "timeout", None),
+        (429, 503, "unavailable", "2"),
+        (503, 503, "unavailable", "2"),
+        (404, 503, "unavailable", "2"),
+    ],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_what_serve_says_in_plain_text_is_an_error_like_the_servers_own(
+    status: int, expected: int, kind: str, again_after: str | None, known: bool
+) -> None:
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/healthz":
+            await JSONResponse({}, 200 if known else 503)(scope, receive, send)
+        else:
+            await PlainTextResponse("Request 7 timed out after 130s.", status)(scope, receive, send)
+
+    async def ask() -> httpx.Response:
+        app = AnswerAnyway(refuse)
+        await get(app, "/healthz")
+        return await get(app)
+
+    reply = asyncio.run(ask())
+    assert (reply.status_code, reply.json()["error"]["type"]) == (expected, kind)
+    assert reply.headers.get("retry-after") == again_after
+
+
+def test_the_applications_own_errors_pass_as_they_are() -> None:
+    body = {"error": {"type": "overloaded", "message": "the queue is full"}}
+    reply = asyncio.run(get(AnswerAnyway(JSONResponse(body, 429, {"Retry-After": "7"}))))
+    assert (reply.status_code, reply.json(), reply.headers["retry-after"]) == (429, body, "7")

@@ -18,6 +18,7 @@ from prm_ray.core.rewards import AGGREGATIONS
 from prm_ray.errors import UserError
 from prm_ray.stages import evaluate, rerank
 from prm_ray.stages.candidates import read_problems, survey
+from prm_ray.stages.gallery import KINDS
 from prm_ray.stages.plots import label_of
 from prm_ray.stages.report import points_with_interval
 from prm_ray.tables import StageFolder
@@ -173,6 +174,14 @@ def test_the_report_shows_the_other_kind_of_reward_beside_the_runs_own(tmp_path,
     assert methods == [f"prm_{shown}_reference_{how}" for how in ("sum", "mean", "min", "last")]
     assert f"PRM {shown} reference (min)" in page_of(tmp_path)
     assert (report_of(tmp_path)["prm_accuracy"] is not None) == with_reference
+
+
+def test_examples_show_the_pick_of_the_report(tmp_path):
+    """The highest reward is of a response that was cut off: it has no answer, so best-of-N does not pick it."""
+    cut_off = [row("p1", 0, 9.0, False), row("p1", 1, 2.0, True, "1"), row("p1", 2, 1.0, False, "2")]
+    run_stages(make_run(tmp_path, [cut_off], sizes=[1, 3]))
+    assert picks_of(tmp_path)["p1", "prm_sum", 3]["accuracy"] == 1.0
+    assert f"<h3>{KINDS['both_right']}</h3>" in page_of(tmp_path)
 
 
 def test_steps_are_coloured_around_their_median_where_no_reward_is_above_0(tmp_path):

@@ -86,6 +86,12 @@ def test_completions_are_judged_behind_their_prefix_and_the_end_has_the_outcome(
     assert odd["step_label_error"] == f"unjudged: none of a step's {NUM_COMPLETIONS} completions (undecided)"
 
 
+def test_the_last_step_has_the_chance_of_being_right_where_that_is_known(tmp_path: Path, tiny_model: str):
+    rows = responses("Right\n3", "Wrong\n3")
+    found = labelled(config_of(tmp_path, tiny_model, "monte_carlo"), [row | {"soft_label": 0.7} for row in rows])
+    assert [row["step_labels"][-1] for row in found] == pytest.approx([0.7, 0.7])
+
+
 def test_equal_prefixes_are_completed_once_and_the_work_is_counted(tmp_path: Path, tiny_model: str):
     """ "1\\n" begins three responses, "1\\n2\\n" two; the same text of another problem is another prefix."""
     rows = responses("1\n2\n3", "1\n2\n3", "1\n5") + responses("1\n2", problem="2+2")

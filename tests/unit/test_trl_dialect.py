@@ -108,6 +108,23 @@ def test_what_is_not_given_is_refused_by_name(api: FastAPI, changes: dict[str, A
     assert found.status_code == status and message in found.json()["error"]["message"], found.text
 
 
+@pytest.mark.parametrize("response_format", ["json", "binary"])
+def test_sequences_that_are_prompts_alone_count_too(api: FastAPI, response_format: str) -> None:
+    """Each is a row of the reply, as long as the longest."""
+    enough, too_many = (
+        {
+            "sequences": [PROMPTS[0] + COMPLETIONS[0], *[PROMPTS[1]] * count],
+            "prompt_lengths": [3, *[2] * count],
+            "response_format": response_format,
+        }
+        for count in (7, 8)
+    )
+    good, refused = asyncio.run(asked(api, post(PATH, enough), post(PATH, too_many)))
+    assert (good.status_code, refused.status_code) == (200, 413)
+    message = "the request has 9 responses, at most 8 are allowed"
+    assert refused.json()["error"] == {"type": "too_many_candidates", "message": message}
+
+
 def test_a_model_with_a_head_has_none(scorer: Scorer) -> None:
     found = reply(tiny_api({"demo": scorer}, facts={"demo": FACTS("demo", reward="value_head", with_reference=False)}))
     assert found.status_code == 422 and "value_head" in found.json()["error"]["message"]

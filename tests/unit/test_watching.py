@@ -17,7 +17,7 @@ from prm_ray.core.packing import shared_prefix
 from prm_ray.scorer import Scorer
 from prm_ray.serve.generator import Generated
 from prm_ray.serve.keys import KeyRing, new_key
-from tests.serving import LIMITS, TwoTexts, asked, post, watched
+from tests.serving import LIMITS, PROBES, TwoTexts, asked, post, watched
 
 PROBLEM = "1 + 2 + 4"
 RESPONSES = ["1 + 2 = 3\n3 + 4 = 7\n", "1 + 2 = 4\nAnswer: 8", ""]
@@ -133,7 +133,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_a_request_is_a_log_record_without_its_text(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "prm_ray")
     calls = [lambda client: client.post("/v1/rewards", json=REWARDS, headers={"X-Request-Id": "r-1"})]
-    calls += [post("/v1/chat/completions", CHAT), post("/nowhere", {}), lambda client: client.get("/healthz")]
+    calls += [post("/v1/chat/completions", CHAT), post("/nowhere", {}), *PROBES]
     asyncio.run(asked(watched(scorer), *calls))
     rewards, chat, nowhere = (vars(record) for record in lines(caplog))
     expected = {"request_id": "r-1", "method": "POST", "route": "/v1/rewards", "status": 200, "model": "demo"}

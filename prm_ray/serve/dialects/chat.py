@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from fastapi.responses import StreamingResponse
 
-from prm_ray.answers import final_answer
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
+from prm_ray.finalanswers import final_answer
 from prm_ray.models import build_messages
 from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.asking import Asked, Asking
@@ -123,13 +123,15 @@ def _reply(
 
 
 def _order(items: list[Item], answers: list[str | None], aggregation: str, vote: str) -> list[int]:
-    """Candidates best first; those that could not be scored last. Raises `RefusedError` if none could be."""
+    """Candidates best first, by the rules that a report measures (docs/method.md): one without a final answer comes
+    behind all that have one. Those that could not be scored are last. Raises `RefusedError` if none could be.
+    """
     good = [index for index, item in enumerate(items) if item.failure is None]
     if not good:
         reasons = "; ".join(dict.fromkeys(item.failure.message for item in items if item.failure is not None))
         raise RefusedError(Refusal(502, "not_scored", f"none of {len(items)} candidates could be scored: {reasons}"))
     rewards = [items[index].rewards[aggregation] for index in good]
-    order = sorted(range(len(good)), key=lambda place: -rewards[place])
+    order = sorted(range(len(good)), key=lambda place: (answers[good[place]] is None, -rewards[place]))
     if vote != "none" and any(answers[index] is not None for index in good):
         voted = [answers[index] for index in good]
         winner = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from prm_ray.search.plan import Adaptive, Plan
-from prm_ray.serve.bodies import EXAMPLE_PROBLEM, Body, ItemError, Message, example
+from prm_ray.serve.bodies import EXAMPLE_PROBLEM, AtLeastOne, Body, ItemError, Message, example
 from prm_ray.serve.searchlimits import TAKEN_BY
 from prm_ray.settings import Aggregation, Pick, SearchSection, StrategyName
 
@@ -69,7 +69,7 @@ class ChatRequest(Body):
     )
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: AtLeastOne[Message]
     n: int = Field(1, ge=1)
     """Choices in the reply, best first."""
     best_of: int | None = Field(None, ge=1)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
 from prm_ray.scoring.asks import Conversation
 from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
     EXAMPLE_RESPONSES,
+    AtLeastOne,
     Body,
     CommonKeys,
     ItemError,
+    Listed,
     Reward,
     Text,
     Usage,
@@ -34,8 +36,8 @@ class GetRewardRequest(CommonKeys):
         query=[f"<|im_start|>user\n{EXAMPLE_PROBLEM}<|im_end|>\n<|im_start|>assistant\n{EXAMPLE_RESPONSES[0]}"]
     )
 
-    query: Annotated[list[Text], Field(min_length=1)]
-    prompts: list[str] | None = None
+    query: AtLeastOne[Text]
+    prompts: Listed[str] | None = None
     """The prompts that `query` begin with; without them the response is what follows the last assistant header."""
     labels: list[Any] | None = None
     """Accepted and not used."""

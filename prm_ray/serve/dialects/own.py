@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,8 +12,10 @@ from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
     EXAMPLE_RESPONSES,
+    AtLeastOne,
     Body,
     ItemError,
+    Listed,
     Prompted,
     Reward,
     TokenIds,
@@ -29,13 +31,13 @@ router = strict_router("rewards")
 class RewardsRequest(Prompted):
     model_config = example(problem=EXAMPLE_PROBLEM, responses=EXAMPLE_RESPONSES, include=["tokens"])
 
-    responses: Annotated[list[str | TokenIds], Field(min_length=1)]
+    responses: AtLeastOne[str | TokenIds]
     """Texts, or token ids as they were sampled."""
     aggregation: Aggregation | None = None
     """Which of `rewards` the reply names in `reward.aggregation`; none = the model's own."""
     truncate: bool = False
     """Cut a response that is too long behind its prompt; otherwise it has an error."""
-    include: list[Literal["tokens"]] = Field([])
+    include: Listed[Literal["tokens"]] = Field([])
 
 
 class Step(Body):
@@ -44,6 +46,7 @@ class Step(Body):
     """Characters into the response."""
     end: int
     num_tokens: int
+    """0 of a published model's step that lies in the last token of the step before it."""
     reward: float
     prefix_reward: float
     """Of the response up to here: the step rewards so far added up; of a head, the step's own logit."""

@@ -13,6 +13,7 @@ from prm_ray.serve.asking import Asked, Asking
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
     EXAMPLE_RESPONSES,
+    AtLeastOne,
     Body,
     CommonKeys,
     ItemError,
@@ -39,9 +40,7 @@ class RerankRequest(Prompted):
 
     model_config = example(query=EXAMPLE_PROBLEM, documents=EXAMPLE_RESPONSES, top_n=1)
 
-    documents: Annotated[list[str | Document | TokenIds], Field(min_length=1)] = Field(
-        validation_alias=AliasChoices("documents", "responses")
-    )
+    documents: AtLeastOne[str | Document | TokenIds] = Field(validation_alias=AliasChoices("documents", "responses"))
     top_n: int | None = Field(None, ge=0)
     """Return only the best so many; none or 0 = all."""
     return_documents: bool = True
@@ -123,7 +122,7 @@ class TeiRerankRequest(CommonKeys):
     model_config = example(query=EXAMPLE_PROBLEM, texts=EXAMPLE_RESPONSES, raw_scores=True)
 
     query: Text
-    texts: Annotated[list[str], Field(min_length=1)]
+    texts: AtLeastOne[str]
     raw_scores: bool = False
     """False: sigmoids of the rewards."""
     return_text: bool = False

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from prm_ray.scoring.asks import Ask, Failure, Item, ModelFacts, Options, Refusal, RefusedError
 from prm_ray.serve.asking import Asked
-from prm_ray.serve.bodies import Body, CommonKeys, TokenId, TokenIds, example
+from prm_ray.serve.bodies import AtLeastOne, Body, CommonKeys, Listed, TokenId, TokenIds, example
 from prm_ray.serve.strictjson import strict_router
 
 router = strict_router("TRL")
@@ -28,9 +28,9 @@ _STATUS = {"too_long": 413, "internal_error": 500}
 class SequenceLogprobsRequest(CommonKeys):
     model_config = example(sequences=[[504, 1247, 30, 504, 9]], prompt_lengths=[3])
 
-    sequences: Annotated[list[TokenIds], Field(min_length=1)]
+    sequences: AtLeastOne[TokenIds]
     """Token ids of prompt and completion."""
-    prompt_lengths: list[Annotated[int, Field(ge=1)]]
+    prompt_lengths: Listed[Annotated[int, Field(ge=1)]]
     """Tokens of each sequence that are its prompt."""
     top_logprobs: int = 0
     """0 or 1: entries a token in `logprobs`. They hold nothing; see `actual_logprobs`."""
@@ -104,6 +104,7 @@ async def get_sequence_logprobs(
     if facts.reward != "log_ratio":
         message = f"model {facts.name!r} has no log-probs of tokens: its rewards are a {facts.reward}'s"
         raise RefusedError(Refusal(422, "invalid_request", message))
+    ask.check_count(len(request.sequences))  # a row of the reply's arrays each, also where nothing is scored
     completions, groups = request.completions(), request.by_prompt()
     asks = [Ask(list(prompt), [completions[index] for index in group]) for prompt, group in groups.items()]
     scored = await ask.score(facts, asks, Options(logprobs=True)) if asks else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -13,9 +13,11 @@ from prm_ray.serve.asking import Asked
 from prm_ray.serve.bodies import (
     EXAMPLE_PROBLEM,
     EXAMPLE_RESPONSES,
+    AtLeastOne,
     Body,
     CommonKeys,
     ItemError,
+    Listed,
     Message,
     Reward,
     Text,
@@ -28,8 +30,6 @@ from prm_ray.settings import Aggregation
 
 router = strict_router("vLLM")
 
-_Each = TypeVar("_Each")
-_AtLeastOne = Annotated[list[_Each], Field(min_length=1)]
 _QUERY_NAMES = ("queries", "query", "text_1", "data_1")
 _DOCUMENT_NAMES = ("documents", "items", "text_2", "data_2")
 
@@ -66,8 +66,8 @@ class ScoreRequest(PoolingKeys):
 
     model_config = example(queries=EXAMPLE_PROBLEM, documents=EXAMPLE_RESPONSES)
 
-    queries: Annotated[Text | list[Text], Field(validation_alias=AliasChoices(*_QUERY_NAMES))]
-    documents: Annotated[str | list[str], Field(validation_alias=AliasChoices(*_DOCUMENT_NAMES))]
+    queries: Annotated[Text | Listed[Text], Field(validation_alias=AliasChoices(*_QUERY_NAMES))]
+    documents: Annotated[str | Listed[str], Field(validation_alias=AliasChoices(*_DOCUMENT_NAMES))]
 
     @model_validator(mode="after")
     def _fit_together(self) -> ScoreRequest:
@@ -129,8 +129,8 @@ async def score(request: ScoreRequest, ask: Asked) -> ScoreReply:
 class InputRequest(PoolingKeys):
     """Whole conversations: as a chat, as text in the model's chat template, or as token ids of such text."""
 
-    input: Text | TokenIds | _AtLeastOne[Text] | _AtLeastOne[TokenIds] | None = None
-    messages: Annotated[list[Message], Field(min_length=2)] | None = None
+    input: Text | TokenIds | AtLeastOne[Text] | AtLeastOne[TokenIds] | None = None
+    messages: Annotated[Listed[Message], Field(min_length=2)] | None = None
     """Ends with the assistant's turn: the response."""
     add_special_tokens: bool = False
     """Accepted as False alone: the text has its template's tokens."""

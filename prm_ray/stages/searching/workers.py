@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 
 from prm_ray.config import RunConfig
 from prm_ray.models import load_tokenizer
-from prm_ray.scoring.asks import Ask, Item, Options, Problem, Refusal, Response
+from prm_ray.scoring.asks import Ask, Item, Options, Refusal
 from prm_ray.scoring.replica import Limits, Replica
 from prm_ray.scoring.served import ServedModel, load_scorer
 from prm_ray.search.candidate import Draw, Proposal, Reward
@@ -60,9 +60,9 @@ class ScorerActor:
     async def ready(self) -> None:
         pass
 
-    async def run(self, asked: list[tuple[Problem, Response]]) -> list[Reward]:
-        """Those of responses, each to its problem."""
-        scored = await self._replica.score([Ask(problem, [response]) for problem, response in asked], Options())
+    async def run(self, asked: list[Ask]) -> list[Reward]:
+        """Each is of one response."""
+        scored = await self._replica.score(asked, Options())
         if isinstance(scored, Refusal):
             return [Reward(error=f"{scored.kind}: {scored.message}")] * len(asked)
         return [self._reward(item) for (item,) in scored.items]
@@ -81,7 +81,7 @@ class ScorerActor:
 class _Together:
     """What one call asks."""
 
-    asked: list[tuple[Problem, Response]] = field(default_factory=list)
+    asked: list[Ask] = field(default_factory=list)
     answers: asyncio.Future[list[Reward]] = field(init=False)
 
 
@@ -146,15 +146,15 @@ class ScorerWorker(_ActorWorker):
         together.asked.append(self._as_asked(job))
         return (await asyncio.shield(together.answers))[number]
 
-    async def _ask_for(self, asked: list[tuple[Problem, Response]]) -> list[Reward]:
+    async def _ask_for(self, asked: list[Ask]) -> list[Reward]:
         """Begins when the loop comes round, so what was asked at this moment is all there."""
         self._together = None
         return await self.ask(asked)
 
-    def _as_asked(self, job: ScoreJob) -> tuple[Problem, Response]:
+    def _as_asked(self, job: ScoreJob) -> Ask:
         if self._by_text:
-            return job.unit.problem, job.candidate.text
-        return list(job.unit.prompt), list(job.candidate.tokens)
+            return Ask(job.unit.problem, [job.candidate.text], job.candidate.is_open)
+        return Ask(list(job.unit.prompt), [list(job.candidate.tokens)])
 
 
 def generator_maker(config: RunConfig, options: SamplerOptions, step_rule: str) -> Callable[[], GeneratorWorker]:

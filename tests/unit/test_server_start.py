@@ -1,0 +1,98 @@
+"""A server that does not come up leaves the cluster as it was, over a stand-in for Ray Serve."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.serve.exceptions import RayServeException
+
+from prm_ray.config import parse_config
+from prm_ray.errors import UserError
+from prm_ray.serve import app, server
+from prm_ray.serve.manifest import APP_NAME
+
+
+class Serve:
+    """What of Serve runs on a cluster; None = nothing."""
+
+    def __init__(self, applications: set[str] | None):
+        self.applications = applications
+        self.error: BaseException | None = None
+
+    def status(self) -> Any:
+        none: dict[str, Any] = {}
+        return SimpleNamespace(proxies={} if self.applications is None else {"node": "HEALTHY"}, applications=none)
+
+    def start(self, **options: Any) -> None:
+        self.applications = self.applications or set()
+
+    def run(self, target: Any, name: str, **options: Any) -> None:
+        assert self.applications is not None
+        self.applications.add(name)
+        if self.error is not None:
+            raise self.error
+
+    def delete(self, name: str) -> None:
+        assert self.applications is not None
+        self.applications.remove(name)
+
+    def shutdown(self) -> None:
+        self.applications = None
+
+
+def interrupted(base_url: str) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Serve], None]:
+    """Starts a server that never answers, for nobody listens at its port."""
+    monkeypatch.setattr(server, "_ANSWERS_WITHIN_SECONDS", 0)
+    monkeypatch.setattr(app, "build", lambda config: None)
+    config = parse_config({"serve": {"port": server.free_port()}})
+
+    def start(serve: Serve) -> None:
+        monkeypatch.setattr(server, "serve", serve)
+        server._deploy(config, [])
+
+    return start
+
+
+@pytest.mark.parametrize("before", [None, {"another"}])
+def test_where_it_does_not_answer_the_cluster_is_as_it_was(
+    start: Callable[[Serve], None], before: set[str] | None
+) -> None:
+    serve = Serve(before and set(before))
+    with pytest.raises(UserError, match=r"does not answer .* does another Serve run on this cluster"):
+        start(serve)
+    assert serve.applications == before
+
+
+@pytest.mark.parametrize("before", [None, {"another"}])
+def test_interrupted_while_it_is_waited_for_the_cluster_is_as_it_was(
+    start: Callable[[Serve], None], before: set[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_wait_until_it_answers", interrupted)
+    serve = Serve(before and set(before))
+    with pytest.raises(KeyboardInterrupt):
+        start(serve)
+    assert serve.applications == before
+
+
+@pytest.mark.parametrize("before", [None, {"another"}])
+def test_where_a_model_does_not_load_the_cluster_is_as_it_was(
+    start: Callable[[Serve], None], before: set[str] | None
+) -> None:
+    serve = Serve(before and set(before))
+    serve.error = RayServeException("ValueError: no such layer")
+    with pytest.raises(UserError, match=r"a model did not load \(\): ValueError: no such layer"):
+        start(serve)
+    assert serve.applications == before
+
+
+def test_one_that_answers_goes_on(start: Callable[[Serve], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_wait_until_it_answers", lambda base_url: None)
+    serve = Serve(None)
+    start(serve)
+    assert serve.applications == {APP_NAME}
