@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prm_ray.errors import StorageError, UserError
-from prm_ray.objectstore import fetch, fetching_from, file_system, is_remote, location
+from prm_ray.objectstore import fetch, file_system, is_remote, location, reading_at
 from prm_ray.storage import writing
 
 _ADDRESS = ".address"
@@ -74,7 +74,7 @@ def _files(source: Path) -> dict[str, str]:
     one that is not there."""
     fs, root = file_system(source)
     found: list[dict[str, Any]] = []
-    with fetching_from(source), suppress(FileNotFoundError):
+    with reading_at(source), suppress(FileNotFoundError):
         found = fs.ls(root, detail=True)
     return {
         each["name"].rpartition("/")[2]: str(each.get("ETag") or each.get("etag") or each.get("mtime"))

@@ -209,20 +209,13 @@ def fetch(path: Path, here: Path, disk: Path) -> None:
     """Copy one file to this machine. Raises `StorageError` if it cannot be read, or `disk`, a folder above `here`, is
     full; `FileNotFoundError` if it is not there."""
     fs, name = file_system(path)
-    with fetching_from(path):
+    with reading_at(path):
         try:
             fs.get_file(name, str(here))
         except PermissionError:  # the store's: the file here was made by who calls
             raise
         except OSError as error:
             raise storage_failure(disk, error) or error from None
-
-
-@contextmanager
-def fetching_from(path: Path) -> Iterator[None]:
-    """Raises `StorageError` for what cannot be read at an address: the next try may."""
-    with _translated(path, "read"):
-        yield
 
 
 def arrow_file_system(path: Path) -> Any:
@@ -241,7 +234,7 @@ def writing_at(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading_at(path: Path) -> Iterator[None]:
-    """Raises `StorageError` for what cannot be read at an address, but for what is not there."""
+    """Raises `StorageError` for what cannot be read at an address: the next try may. Not for what is not there."""
     with _translated(path, "read"):
         yield
 
