@@ -46,7 +46,7 @@ def test_told_to_stop_it_answers_those_it_let_in_and_turns_others_away(tmp_path:
                 assert len(reply.body["results"]) == len(RESPONSES)
             else:
                 assert reply.body["error"]["type"] == "stopping" and int(reply.headers["retry-after"]) >= 1
-        assert process.wait(60) in (0, 130)
+        assert process.wait(240) in (0, 130)  # longer than requests may take: a busy machine is no failure
     finally:
         if process.poll() is None:
             process.kill()
