@@ -20,6 +20,9 @@ from torch import Tensor
 
 from prm_ray.errors import UserError
 
+_SHARDS = "state-*-of-*.safetensors"
+_ADVICE = "train from the start: --fresh and the name of the stage"
+
 
 def write_shard(folder: Path, tensors: dict[str, Tensor], rank: int, num_shards: int) -> None:
     """Write this worker's rows of all tensors. A tensor without dimensions is the same on every worker."""
@@ -35,10 +38,6 @@ def is_whole(names: Iterable[str]) -> bool:
 
 def _num_shards(name: str) -> int:
     return int(Path(name).stem.rpartition("-")[2])
-
-
-_SHARDS = "state-*-of-*.safetensors"
-_ADVICE = "train from the start: --fresh and the name of the stage"
 
 
 class StoredState:

@@ -87,6 +87,7 @@ def map_shards(
     )
     with Progress(name, num_shards, "shard", done=num_shards - len(shards)) as progress:
         stats = list(_collect(dataset, progress))
+    # In a bucket an older start may take back a part of its own that this one has counted as there.
     if gone := set(range(num_shards)) - set(folder.finished_parts()):
         raise EngineError(f"{name}: {len(gone)} of {num_shards} parts were removed while it worked; run the same again")
     return stats

@@ -8,8 +8,10 @@ import pytest
 from ray import cloudpickle
 from ray.data import DataContext
 
+from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, UserError
 from prm_ray.stages.cluster import check_room
+from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder
 
@@ -143,6 +145,9 @@ def test_a_part_that_another_start_took_back_is_missed(folder: StageFolder):
 
 
 def test_training_that_never_finds_its_workers_is_refused_and_not_waited_for(folder: StageFolder):
+    """Ray Train would wait for ever, without a word."""
+    config = RunConfig.model_validate({"train": {"num_workers": 999}})
+    plan = FitPlan("train", folder, "nowhere", config, config.train, 0, make_data=list)
     with pytest.raises(UserError, match="train needs 1 CPUs and 0 GPUs on one machine for each of 999 workers"):
-        check_room("train", 1, 0, num_workers=999)
+        fit(plan, 1)
     check_room("train", 1, 0, num_workers=2)
