@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -22,6 +23,9 @@ from prm_ray.errors import (
 
 if TYPE_CHECKING:
     from prm_ray.config import RunConfig
+
+_LAST_WORDS_SECONDS = 0.5
+"""How long what a worker said before a failure may take to get here; Ray waits as long where a program ends well."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,6 +91,7 @@ def failing_in_one_line() -> Iterator[None]:
         return
     try:  # Ray prints what workers said until it is shut down, and the last line is to be ours
         if _ray_runs() and not had_ray:
+            time.sleep(_LAST_WORDS_SECONDS)
             sys.modules["ray"].shutdown()
     finally:
         _fail(code, message)

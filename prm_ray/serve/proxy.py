@@ -17,8 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prm_ray.scoring.asks import Refusal
 from prm_ray.serve.bodies import error_body
 
-SETTING = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "prm_ray.serve.proxy.middlewares")
-"""Environment variable of the proxy's process, and its value: Serve calls that function."""
 _FIRST_SIGN_SECONDS = 2.0
 """So long a request waits for an application that has not answered anything yet."""
 _OF_THE_PROXY = "/-/"
@@ -32,6 +30,7 @@ _LATE = Refusal(504, "timeout", "not answered in time; send fewer responses, or 
 
 
 def middlewares() -> list[Middleware]:
+    """What Serve calls for its proxies: `PROXY_SETTING` of `stages/cluster.py` names it."""
     return [Middleware(AnswerAnyway)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -29,7 +28,6 @@ from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
 from prm_ray.serve.manifest import APP_NAME, http_options, to_yaml
-from prm_ray.serve.proxy import SETTING as PROXY_SETTING
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import start_ray
@@ -77,7 +75,6 @@ def start(config: RunConfig) -> str:
 
 
 def _start_ray(config: RunConfig) -> None:
-    os.environ.setdefault(*PROXY_SETTING)  # Ray's own processes inherit it; a cluster that runs already has its own
     start_ray(config)
     claim_cluster(config)
 

@@ -14,6 +14,10 @@ from prm_ray.runlog import log
 _OBJECT_STORE_BYTES = 400 * 1024 * 1024
 """Enough for a local Ray: the stages hand each other files, only shard numbers and counts travel as objects."""
 
+PROXY_SETTING = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "prm_ray.serve.proxy.middlewares")
+"""Environment variable of the machines of a cluster, and its value, for the server: a proxy of Ray Serve has its
+environment from what started Ray, which may be a stage in the same process."""
+
 _SHOW_RAY = "PRM_RAY_SHOW_RAY"
 """Environment variable: set it to see what Ray and its workers print; their log files hold it anyway."""
 
@@ -37,6 +41,7 @@ def start_ray(config: RunConfig) -> None:
         return
     # Ray gives its workers nice 15: beside any other load they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault(*PROXY_SETTING)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its own notes about healthy pools, on our stderr
     logging.getLogger("ray").setLevel(logging.ERROR)
     num_cpus = config.run.num_cpus or max(8, os.cpu_count() or 1)

@@ -33,7 +33,8 @@ def run_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def url(run_config: RunConfig) -> Iterator[str]:
+def url(run_config: RunConfig, ray_local: None) -> Iterator[str]:
+    """In a Ray that was there before, as a stage in the same process leaves it."""
     yield server.start(run_config)
     server.stop()
 

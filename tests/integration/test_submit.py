@@ -47,7 +47,7 @@ validation_fraction = 0.0
 sizes = [1, 2]
 """
 SENT_ALONG = """
-import os, pathlib
+import asyncio, os, pathlib
 from prm_ray.stages.sampling import Sample
 
 def judge(text: str, gold: str) -> bool:
@@ -58,6 +58,8 @@ class Broken:
         pass
 
     async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
+        if len(prompts) == 1:
+            await asyncio.sleep(1)  # so that the line that says so has time to reach the job's log
         raise RuntimeError("the engine is broken")
 
 class Chatty(Broken):

@@ -179,10 +179,11 @@ def test_environment_variables_are_ones_that_somebody_reads(name: str):
     from huggingface_hub import constants
     from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
-    from prm_ray.serve.proxy import SETTING
+    from prm_ray.stages.cluster import PROXY_SETTING
 
     names = {variable for variable, _ in variables(documents(name))}
-    assert hasattr(constants, "HF_HOME") and names <= {"HF_HOME", WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, SETTING[0]}
+    assert hasattr(constants, "HF_HOME")
+    assert names <= {"HF_HOME", WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, PROXY_SETTING[0]}
 
 
 @pytest.mark.parametrize("name", RAY_OBJECTS)

@@ -10,7 +10,7 @@ import yaml
 
 from prm_ray.config import RunConfig, load_config, parse_config
 from prm_ray.serve.manifest import manifest
-from prm_ray.serve.proxy import SETTING
+from prm_ray.stages.cluster import PROXY_SETTING
 from tests.manifests import CLUSTER, ROOT, cluster, documents, pods, the
 
 SURGE = 0.5
@@ -86,7 +86,7 @@ def test_every_pod_has_the_server_port_and_the_proxys_answer_for_when_nobody_is_
     for pod in pods("ray-service.yaml"):
         container = pod["containers"][0]
         assert {"containerPort": config().serve.port, "name": "serve"} in container["ports"]
-        assert dict(zip(("name", "value"), SETTING, strict=True)) in container["env"]
+        assert dict(zip(("name", "value"), PROXY_SETTING, strict=True)) in container["env"]
         assert "readinessProbe" not in container  # KubeRay's own asks the proxy too; one written here would replace it
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from prm_ray.serve.proxy import SETTING
+from prm_ray.stages.cluster import PROXY_SETTING
 from tests.manifests import RAY_UP, documents, ray_start_flags
 
 
@@ -58,7 +58,7 @@ def test_the_dashboard_listens_on_the_head_alone_and_asks_for_the_token(name: st
 @pytest.mark.parametrize("name", RAY_UP)
 def test_every_container_has_the_shared_folder_and_the_proxys_answer_for_when_nobody_is_there(name: str):
     options = settings(name)["docker"]["run_options"]
-    assert "--volume /shared:/shared" in options and f"--env {'='.join(SETTING)}" in options
+    assert "--volume /shared:/shared" in options and f"--env {'='.join(PROXY_SETTING)}" in options
 
 
 def test_machines_that_are_there_are_all_used():
