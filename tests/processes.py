@@ -34,7 +34,7 @@ def wait_for_end(mark: str, seconds: float) -> None:
     while left := marked(mark):
         if time.monotonic() - start > seconds:
             raise AssertionError(f"still there after {seconds:g} s: {[_described(process) for process in left]}")
-        time.sleep(0.05)
+        time.sleep(0.5)  # a look at all processes costs what they need to end
 
 
 def _described(process: psutil.Process) -> str:

@@ -16,7 +16,7 @@ from tests.disks import memory_disk
 from tests.processes import wait_until
 from tests.tables_by_hand import finish_up_to_training, tiny_config
 
-NUM_STEPS = 80
+NUM_STEPS = 25
 TRAINING = {
     "epochs": NUM_STEPS // 5,
     "checkpoint_every": 4,

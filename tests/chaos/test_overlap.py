@@ -18,7 +18,7 @@ from tests.processes import MARK, marked, wait_until
 from tests.tables_by_hand import finish_up_to_training, mark_done, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_PARTS = NUM_STEPS = 60
+NUM_PARTS, NUM_STEPS = 60, 40
 SLOW_JUDGE = """
 import time
 from tests.judges import even_length
