@@ -58,7 +58,8 @@ def generator_options(config: RunConfig) -> SamplerOptions:
     section = config.generate.model_copy(update={"num_engines": config.serve.generator_replicas, "num_samples": 1})
     model = base_model(config)
     options = sampler_options(config.model_copy(update={"generate": section}), model)
-    return replace(options, max_model_len=context_length(model) or options.max_model_len)
+    context = context_length(model, options.trust_remote_code)
+    return replace(options, max_model_len=context or options.max_model_len)
 
 
 class ChatModel:
