@@ -1,6 +1,7 @@
 """What a response gives as its final answer, and the forms in which equal answers are equal texts.
 
 Models write for people: bold, LaTeX, units, `Option B`. What is only looks is taken off here, once for all judges.
+Each takes time linear in the text: models write thousands of dots too, and a server looks at them between two requests.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ import re
 from decimal import Decimal, InvalidOperation
 
 _NUMBER = re.compile(  # a unit may follow at once, 12.5kg; atomic groups, so that it never ends within a number
-    r"(?<![\w.])[-+]?\$?(?>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?>(?:\.\d+)?)(?!(?:st|nd|rd|th)\b)|(?<![\w.])[-+]?\.\d+"
+    r"(?<![\w.])[-+]?\$?(?>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?>(?:\.\d+)?)(?!(?:st|nd|rd|th)\b|[eE][-+]?\d)"
+    r"|(?<![\w.])[-+]?\.\d+"
 )
-_FINAL = re.compile(r"(?im)^.*?(?:####|\banswer(?:\s+is)?[*_]{0,2}\s*:|\banswer\s+is\b)[ \t]*(\S.*?)[ \t.]*$")
+_FINAL = re.compile(r"(?im)^.*?(?:####|\banswer(?:\s+is)?[*_]{0,2}\s*:|\banswer\s+is\b)[ \t]*(\S.*)$")
 _EMPHASIS = re.compile(r"(?<!\S)(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?!\w)")
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[!,;]|\\(?=[$%])|\{(?=,\})|(?<=\{,)\}")
 _WORD = re.compile(  # that no function of algebra has for its name
     r"\b(?!(?:(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|exp|sqrt|min|max|gcd|lcm)\b)[A-Za-z]{3,}"
 )
-_CHOICE = re.compile(r"^\W*(?i:option|choice)?\s*\(?([A-Z])(?:[).:,\s].*)?\W*$", re.DOTALL)
+_CHOICE = re.compile(r"^\W*+(?i:option|choice)?\s*\(?([A-Z])(?:[).:,\s].*)?\W*$", re.DOTALL)
 _SMALL_CHOICE = re.compile(r"^\W*([a-z])\W*$")
-_LAST_CHOICE = re.compile(r"\(([A-Z])\)|(?m:^\s*([A-Z])[.)]?\s*$)")
+_LAST_CHOICE = re.compile(r"\(([A-Z])\)|(?m:^[^\S\n]*([A-Z])[.)]?[^\S\n]*$)")
+
+_MOST_DIGITS = 1000
+"""Of a number in powers of ten."""
 
 
 def final_answer(text: str, pattern: str | None = None) -> str | None:
@@ -35,7 +40,7 @@ def final_answer(text: str, pattern: str | None = None) -> str | None:
     if boxed is not None:
         return boxed
     lines = _FINAL.findall(text)
-    return (_without_emphasis(lines[-1]) or None) if lines else None
+    return (_without_emphasis(lines[-1].rstrip(" \t.")) or None) if lines else None
 
 
 def _without_emphasis(text: str) -> str:
@@ -89,7 +94,7 @@ def as_number(text: str) -> Decimal | None:
         number = Decimal(re.sub(r"[$,\s]", "", text).rstrip("."))
     except InvalidOperation:
         return None
-    if not number.is_finite():
+    if not number.is_finite() or abs(number.adjusted()) > max(len(text), _MOST_DIGITS):  # 1e999999999 is written out
         return None
     text = f"{number:f}"
     return Decimal((text.rstrip("0").rstrip(".") if "." in text else text) or "0") + 0

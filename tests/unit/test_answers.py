@@ -9,7 +9,7 @@ import pytest
 
 from prm_ray.answers import Judge, Judgement
 from prm_ray.errors import UserError
-from prm_ray.finalanswers import exact_answer, final_answer
+from prm_ray.finalanswers import choice_answer, exact_answer, final_answer
 from prm_ray.settings import LabelSection
 
 OWN_JUDGE = """
@@ -134,6 +134,8 @@ def test_the_exact_judge_compares_numbers_as_numbers_and_texts_without_case():
         ("2**3 is 8", "8"),
         ("1.5 and .25", "0.25"),
         ("a1 or b2", None),
+        ("some 2 to 1e5", "2"),
+        ("Answer: 1e5000", "1e5000"),
     ],
 )
 def test_a_number_is_read_whole_with_its_unit_at_it(text: str, answer: str | None):
@@ -173,6 +175,29 @@ def test_the_final_answer_is_the_last_box_or_the_last_line_that_says_so():
     assert final_answer("nothing") is None
     assert exact_answer("A: 18", "18") == "18"
     assert exact_answer("about twelve", "18") is None
+
+
+MANY = 50_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: " + "." * MANY + "x",
+        "Answer: 1" + " " * MANY + "x",
+        "\n" * MANY + "x",
+        r"\boxed{(" + " " * MANY + "b}",
+        "answer " * MANY,
+        r"\boxed{" * MANY,
+        "Answer: 1e999999999",
+    ],
+)
+def test_what_a_model_may_write_without_end_is_looked_at_in_no_time(text: str):
+    """A run of it that was tried from each of its places took half a minute, and longer numbers than memory holds."""
+    start = time.monotonic()
+    answer = exact_answer(text, "1"), choice_answer(text)
+    assert time.monotonic() - start < 3
+    assert sum(len(each or "") for each in answer) <= 2 * len(text)
 
 
 def test_the_judge_process_imports_neither_torch_nor_ray():
