@@ -19,6 +19,8 @@ _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[!,;]|\\(
 _WORD = re.compile(  # that no function of algebra has for its name
     r"\b(?!(?:(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|exp|sqrt|min|max|gcd|lcm)\b)[A-Za-z]{3,}"
 )
+_TEXT_UNIT = re.compile(r"(?:\s|\\[!,;])*\\text\s*\{[^{}\d]+\}")
+_WORD_UNIT = re.compile(r"\s*[A-Za-z][^\d\\]*")
 _CHOICE = re.compile(r"^\W*+(?i:option|choice)?\s*\(?([A-Z])(?:[).:,\s].*)?\W*$", re.DOTALL)
 _SMALL_CHOICE = re.compile(r"^\W*([a-z])\W*$")
 _LAST_CHOICE = re.compile(r"\(([A-Z])\)|(?m:^[^\S\n]*([A-Z])[.)]?[^\S\n]*$)")
@@ -80,6 +82,29 @@ def exact_answer(text: str, gold: str | None, pattern: str | None = None) -> str
     if number is None and wants_number:
         number = _only_number(stated)
     return f"{number:f}" if number is not None else stated.strip()
+
+
+def vote_answer(text: str, judge: str, pattern: str | None = None) -> str | None:
+    """The answer a response states, in the form in which it votes where no gold answer is known: as near as may be to
+    what the judge gives. That there was a number somewhere states nothing: who asks may not want one."""
+    if judge == "choice":
+        return choice_answer(text, pattern)
+    stated = final_answer(text, pattern)
+    number = _quantity(stated) if judge == "math" and stated is not None else None
+    return exact_answer(text, None, pattern) if number is None else f"{number:f}"
+
+
+def _quantity(text: str) -> Decimal | None:
+    r"""`12 dollars`, `12\,\text{km}` -> 12: a number and its unit. Not `2 pi` or `Paris in 1889`: more than that."""
+    for shown in (text.strip(), _undressed(text).strip()):
+        number = _NUMBER.match(shown)
+        if number is not None and _is_unit(shown[number.end() :]):
+            return as_number(number[0])
+    return None
+
+
+def _is_unit(text: str) -> bool:
+    return _TEXT_UNIT.fullmatch(text) is not None or (_WORD_UNIT.fullmatch(text) is not None and is_prose(text))
 
 
 def _only_number(text: str) -> Decimal | None:

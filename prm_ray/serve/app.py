@@ -86,6 +86,8 @@ class IngressSettings:
     search: SearchSection = field(default_factory=SearchSection)
     reads_tokens: frozenset[str] = frozenset()
     """Models that read the token ids of the application's own generator."""
+    judge: str = "math"
+    """Of the run, as whose answers candidates vote."""
 
 
 class Ingress:
@@ -138,6 +140,7 @@ class Ingress:
             own,
             self._settings.reads_tokens,
             self._settings.search,
+            self._settings.judge,
         )
 
 
@@ -157,7 +160,12 @@ def build(config: RunConfig) -> serve.Application:
         for number, model in enumerate(models)
     ]
     settings = IngressSettings(
-        [model.facts for model in models], section, config.label.answer_pattern, config.prompt, config.search
+        [model.facts for model in models],
+        section,
+        config.label.answer_pattern,
+        config.prompt,
+        config.search,
+        judge=config.label.judge,
     )
     if section.generator != "vllm":
         return bind_ingress(settings, scorers)

@@ -9,7 +9,7 @@ import pytest
 
 from prm_ray.answers import Judge, Judgement
 from prm_ray.errors import UserError
-from prm_ray.finalanswers import choice_answer, exact_answer, final_answer
+from prm_ray.finalanswers import choice_answer, exact_answer, final_answer, vote_answer
 from prm_ray.settings import LabelSection
 
 OWN_JUDGE = """
@@ -177,6 +177,39 @@ def test_the_final_answer_is_the_last_box_or_the_last_line_that_says_so():
     assert exact_answer("about twelve", "18") is None
 
 
+FORTY_TWO = [
+    "Answer: 42",
+    "**Answer:** **42.0**",
+    "The answer is 42 dollars.",
+    r"The answer is \$42 per hour.",
+    r"so \boxed{$42$}",
+    r"\boxed{42\text{ apples}}",
+    r"\boxed{42 \, \text{km}}",
+]
+APART = ["Answer: 2", "Answer: 2 pi", r"\boxed{2x}", "Answer: sqrt(2)", "Answer: 2/3", "Answer: 2 or 3 of them"]
+
+
+def test_answers_that_the_math_judge_takes_for_one_vote_together():
+    with Judge(LabelSection(timeout_seconds=60)) as judge:
+        assert {judge(text, "42").answer for text in FORTY_TWO} == {"42"}
+        assert len({judge(text, "2").answer for text in APART}) == len(APART)
+    assert {vote_answer(text, "math") for text in FORTY_TWO} == {"42"}
+    assert len({vote_answer(text, "math") for text in APART}) == len(APART)
+
+
+def test_where_no_gold_answer_is_known_a_number_somewhere_is_no_answer():
+    """Who asks may not want a number, and a response that was cut off has one too."""
+    for text in ("In 1889 the tower was built.", "1 + 2 = 3\n3 + "):
+        assert vote_answer(text, "math") is vote_answer(text, "exact") is None
+    assert vote_answer("Answer: Paris in 1889", "math") == "Paris in 1889"
+
+
+def test_other_judges_answers_vote_in_their_own_forms():
+    assert vote_answer("Answer: 42 dollars", "exact") == "42 dollars" and vote_answer("Answer: 42.0", "exact") == "42"
+    assert {vote_answer(text, "choice") for text in ("Answer: (B)", "Answer: Option B.", "I take\nB")} == {"B"}
+    assert vote_answer("1 <42.0> 3", "math", r"<(.+)>") == "42"
+
+
 MANY = 50_000
 
 
@@ -195,9 +228,9 @@ MANY = 50_000
 def test_what_a_model_may_write_without_end_is_looked_at_in_no_time(text: str):
     """A run of it that was tried from each of its places took half a minute, and longer numbers than memory holds."""
     start = time.monotonic()
-    answer = exact_answer(text, "1"), choice_answer(text)
+    answer = exact_answer(text, "1"), choice_answer(text), vote_answer(text, "math")
     assert time.monotonic() - start < 3
-    assert sum(len(each or "") for each in answer) <= 2 * len(text)
+    assert sum(len(each or "") for each in answer) <= 3 * len(text)
 
 
 def test_the_judge_process_imports_neither_torch_nor_ray():
