@@ -227,9 +227,9 @@ MANY = 50_000
 )
 def test_what_a_model_may_write_without_end_is_looked_at_in_no_time(text: str):
     """A run of it that was tried from each of its places took half a minute, and longer numbers than memory holds."""
-    start = time.monotonic()
+    start = time.process_time()  # of this process: a busy machine is no failure
     answer = exact_answer(text, "1"), choice_answer(text), vote_answer(text, "math")
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
     assert sum(len(each or "") for each in answer) <= 3 * len(text)
 
 
