@@ -1,6 +1,7 @@
 """What a response gives as its final answer, and the forms in which equal answers are equal texts.
 
 Models write for people: bold, LaTeX, units, `Option B`. What is only looks is taken off here, once for all judges.
+Each takes time linear in the text: models write thousands of dots too, and a server looks at them between two requests.
 """
 
 from __future__ import annotations
@@ -9,17 +10,23 @@ import re
 from decimal import Decimal, InvalidOperation
 
 _NUMBER = re.compile(  # a unit may follow at once, 12.5kg; atomic groups, so that it never ends within a number
-    r"(?<![\w.])[-+]?\$?(?>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?>(?:\.\d+)?)(?!(?:st|nd|rd|th)\b)|(?<![\w.])[-+]?\.\d+"
+    r"(?<![\w.])[-+]?\$?(?>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?>(?:\.\d+)?)(?!(?:st|nd|rd|th)\b|[eE][-+]?\d)"
+    r"|(?<![\w.])[-+]?\.\d+"
 )
-_FINAL = re.compile(r"(?im)^.*?(?:####|\banswer(?:\s+is)?[*_]{0,2}\s*:|\banswer\s+is\b)[ \t]*(\S.*?)[ \t.]*$")
+_FINAL = re.compile(r"(?im)^.*?(?:####|\banswer(?:\s+is)?[*_]{0,2}\s*:|\banswer\s+is\b)[ \t]*(\S.*)$")
 _EMPHASIS = re.compile(r"(?<!\S)(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?!\w)")
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[!,;]|\\(?=[$%])|\{(?=,\})|(?<=\{,)\}")
 _WORD = re.compile(  # that no function of algebra has for its name
     r"\b(?!(?:(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|exp|sqrt|min|max|gcd|lcm)\b)[A-Za-z]{3,}"
 )
-_CHOICE = re.compile(r"^\W*(?i:option|choice)?\s*\(?([A-Z])(?:[).:,\s].*)?\W*$", re.DOTALL)
+_TEXT_UNIT = re.compile(r"(?:\s|\\[!,;])*\\text\s*\{[^{}\d]+\}")
+_WORD_UNIT = re.compile(r"\s*[A-Za-z][^\d\\]*")
+_CHOICE = re.compile(r"^\W*+(?i:option|choice)?\s*\(?([A-Z])(?:[).:,\s].*)?\W*$", re.DOTALL)
 _SMALL_CHOICE = re.compile(r"^\W*([a-z])\W*$")
-_LAST_CHOICE = re.compile(r"\(([A-Z])\)|(?m:^\s*([A-Z])[.)]?\s*$)")
+_LAST_CHOICE = re.compile(r"\(([A-Z])\)|(?m:^[^\S\n]*([A-Z])[.)]?[^\S\n]*$)")
+
+_MOST_DIGITS = 1000
+"""Of a number in powers of ten."""
 
 
 def final_answer(text: str, pattern: str | None = None) -> str | None:
@@ -35,7 +42,7 @@ def final_answer(text: str, pattern: str | None = None) -> str | None:
     if boxed is not None:
         return boxed
     lines = _FINAL.findall(text)
-    return (_without_emphasis(lines[-1]) or None) if lines else None
+    return (_without_emphasis(lines[-1].rstrip(" \t.")) or None) if lines else None
 
 
 def _without_emphasis(text: str) -> str:
@@ -77,6 +84,29 @@ def exact_answer(text: str, gold: str | None, pattern: str | None = None) -> str
     return f"{number:f}" if number is not None else stated.strip()
 
 
+def vote_answer(text: str, judge: str, pattern: str | None = None) -> str | None:
+    """The answer a response states, in the form in which it votes where no gold answer is known: as near as may be to
+    what the judge gives. That there was a number somewhere states nothing: who asks may not want one."""
+    if judge == "choice":
+        return choice_answer(text, pattern)
+    stated = final_answer(text, pattern)
+    number = _quantity(stated) if judge == "math" and stated is not None else None
+    return exact_answer(text, None, pattern) if number is None else f"{number:f}"
+
+
+def _quantity(text: str) -> Decimal | None:
+    r"""`12 dollars`, `12\,\text{km}` -> 12: a number and its unit. Not `2 pi` or `Paris in 1889`: more than that."""
+    for shown in (text.strip(), _undressed(text).strip()):
+        number = _NUMBER.match(shown)
+        if number is not None and _is_unit(shown[number.end() :]):
+            return as_number(number[0])
+    return None
+
+
+def _is_unit(text: str) -> bool:
+    return _TEXT_UNIT.fullmatch(text) is not None or (_WORD_UNIT.fullmatch(text) is not None and is_prose(text))
+
+
 def _only_number(text: str) -> Decimal | None:
     """`12 dollars` -> 12, `30 + 12 = 42` -> 42; of several nobody knows which is meant."""
     numbers = _NUMBER.findall(text.rpartition("=")[2])
@@ -89,7 +119,7 @@ def as_number(text: str) -> Decimal | None:
         number = Decimal(re.sub(r"[$,\s]", "", text).rstrip("."))
     except InvalidOperation:
         return None
-    if not number.is_finite():
+    if not number.is_finite() or abs(number.adjusted()) > max(len(text), _MOST_DIGITS):  # 1e999999999 is written out
         return None
     text = f"{number:f}"
     return Decimal((text.rstrip("0").rstrip(".") if "." in text else text) or "0") + 0

@@ -94,6 +94,18 @@ def reading_from(path: Path) -> Iterator[None]:
         raise UserError(reason) from None
 
 
+@contextmanager
+def refusal_is_bad_input() -> Iterator[None]:
+    """For what is read at a start: raises `UserError` where a store says that these credentials may not. One that is
+    away may be there at the next try: that stays a `StorageError`."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise UserError(str(error)) from None
+        raise
+
+
 class ObjectFolder:
     """As `storage.HeldFolder`, of an address. `put` lists what was put new: who was not allowed to takes it away."""
 
@@ -251,4 +263,4 @@ def _translated(path: Path, done: str) -> Iterator[None]:
         raise StorageError(
             f"{str(path)!r} cannot be {done}: {reason[0]} (credentials and endpoint come from the environment, "
             "AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL ..., or the usual files)"
-        ) from None
+        ) from (error if isinstance(error, PermissionError) else None)

@@ -58,7 +58,8 @@ class ModelSection(Section):
     """Number format of forward passes: `auto` is bfloat16 where the device is fast in it (GPUs, CPUs with AVX-512),
     else float32. Log-probs are always accumulated in float32."""
     trust_remote_code: bool = False
-    """Runs Python code that comes with the model. Only for models whose code you have read."""
+    """Runs Python code that comes with the models of the run, those of `serve.models` too, but never with a published
+    reward model. Only for models whose code you have read."""
 
 
 class Example(Section):

@@ -29,7 +29,14 @@ from prm_ray.scoring.asks import (
     Scored,
 )
 from prm_ray.scoring.batcher import Batcher, ClosedError, QueueFullError, Size, Timing
-from prm_ray.scoring.sizing import TooManyTokensError, encoded_problem, is_long, open_tokens, size_up
+from prm_ray.scoring.sizing import (
+    TooManyTokensError,
+    check_readable,
+    encoded_problem,
+    is_long,
+    open_tokens,
+    size_up,
+)
 from prm_ray.texts import ResponseError, ScoredResponse
 
 Prepared = TypeVar("Prepared")
@@ -146,6 +153,7 @@ class Replica:
         return getattr(self._scorer, "num_cached_tokens", 0)
 
     def _encode(self, asks: Sequence[Ask | Conversation], options: Options) -> list[_Encoded]:
+        check_readable(self._scorer, asks)
         if not is_long(self._scorer, asks):
             return [self._encode_one(ask, {}, options) for ask in asks]
         sized = size_up(self._scorer, asks, self._limits.max_tokens, options.truncate)

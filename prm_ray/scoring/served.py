@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
@@ -28,6 +28,8 @@ class ServedModel:
     dtype: str
     token_budget: int
     cache_tokens: int
+    trust_remote_code: bool = False
+    """Runs code that lies in the folder; never that of a published model."""
 
 
 def served_models(config: RunConfig) -> list[ServedModel]:
@@ -78,7 +80,13 @@ def _trained(config: RunConfig, name: str, folder: Path) -> ServedModel:
 
 def _served(config: RunConfig, facts: ModelFacts, folder: str, is_published: bool) -> ServedModel:
     return ServedModel(
-        facts, folder, is_published, config.model.dtype, config.score.token_budget, config.serve.cache_tokens
+        facts,
+        folder,
+        is_published,
+        config.model.dtype,
+        config.score.token_budget,
+        config.serve.cache_tokens,
+        config.model.trust_remote_code,
     )
 
 
@@ -87,7 +95,7 @@ def reads_tokens_of(model: ServedModel, generator: str) -> bool:
     if model.is_published:
         return False
     try:
-        check_vocabularies(resolve_model(model.folder), generator)
+        check_vocabularies(resolve_model(model.folder), generator, model.trust_remote_code)
     except UserError:
         return False
     return True
@@ -107,8 +115,11 @@ def load_scorer(model: ServedModel) -> AnyScorer:
             token_budget=model.token_budget,
             step_rule=model.facts.step_rule,
         )
+    options: dict[str, Any] = {
+        "dtype": model.dtype,
+        "token_budget": model.token_budget,
+        "trust_remote_code": model.trust_remote_code,
+    }
     if model.facts.reward != "log_ratio":
-        return HeadScorer.from_pretrained(model.folder, dtype=model.dtype, token_budget=model.token_budget)
-    return Scorer.from_pretrained(
-        model.folder, dtype=model.dtype, token_budget=model.token_budget, cache_tokens=model.cache_tokens
-    )
+        return HeadScorer.from_pretrained(model.folder, **options)
+    return Scorer.from_pretrained(model.folder, cache_tokens=model.cache_tokens, **options)

@@ -45,6 +45,16 @@ def is_long(scorer: Any, asks: Sequence[Ask | Conversation]) -> bool:
     return sum(_length(ask, _prompt_of(scorer) is not None) for ask in asks) > PIECE
 
 
+def check_readable(scorer: Any, asks: Sequence[Ask | Conversation]) -> None:
+    """Raises `UserError` for a conversation that a published model is asked for: it may have no chat template by which
+    to find the response in it, and would put what it finds into a prompt of its own."""
+    if _prompt_of(scorer) is None and any(isinstance(ask, Conversation) for ask in asks):
+        raise UserError(
+            "a published model has a prompt of its own and reads no whole conversation: send the problem as a text and "
+            "the responses apart, as /v1/rewards and /v1/rerank take them"
+        )
+
+
 def encoded_problem(scorer: Any, problem: Problem) -> Problem:
     """Such that to prepare responses to it one by one does not tokenize it again and again. Raises `UserError`."""
     prompt = _prompt_of(scorer)

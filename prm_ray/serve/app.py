@@ -26,7 +26,7 @@ from prm_ray.serve.generator import Generator, HttpGenerator
 from prm_ray.serve.generatordeployment import DeploymentGenerator, generator_deployment
 from prm_ray.serve.guard import Guard, GuardLimits, Traffic
 from prm_ray.serve.keys import KeyRing
-from prm_ray.serve.manifest import APP_NAME
+from prm_ray.serve.manifest import APP_NAME, seconds_to_answer
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, SearchSection, ServeSection
@@ -86,6 +86,8 @@ class IngressSettings:
     search: SearchSection = field(default_factory=SearchSection)
     reads_tokens: frozenset[str] = frozenset()
     """Models that read the token ids of the application's own generator."""
+    judge: str = "math"
+    """Of the run, as whose answers candidates vote."""
 
 
 class Ingress:
@@ -138,6 +140,7 @@ class Ingress:
             own,
             self._settings.reads_tokens,
             self._settings.search,
+            self._settings.judge,
         )
 
 
@@ -157,7 +160,12 @@ def build(config: RunConfig) -> serve.Application:
         for number, model in enumerate(models)
     ]
     settings = IngressSettings(
-        [model.facts for model in models], section, config.label.answer_pattern, config.prompt, config.search
+        [model.facts for model in models],
+        section,
+        config.label.answer_pattern,
+        config.prompt,
+        config.search,
+        judge=config.label.judge,
     )
     if section.generator != "vllm":
         return bind_ingress(settings, scorers)
@@ -168,17 +176,21 @@ def build(config: RunConfig) -> serve.Application:
 
 def bind_ingress(settings: IngressSettings, scorers: list[Any], generator: Any = None) -> serve.Application:
     """`scorers` are bound deployments with the methods of `ScorerReplica`, in the order of the settings' models."""
-    room = settings.section.max_ongoing_requests
-    ingress: Any = serve.deployment(
+    return ingress_deployment(settings.section).bind(settings, scorers, generator)
+
+
+def ingress_deployment(section: ServeSection) -> Any:
+    room = section.max_ongoing_requests
+    return serve.deployment(
         name="Ingress",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=room,
         max_queued_requests=room,
+        graceful_shutdown_timeout_s=seconds_to_answer(section),
         max_surge_percent=100,  # while it is replaced, the old one answers
         max_constructor_retry_count=1,
     )(serve.ingress()(Ingress))
-    return ingress.bind(settings, scorers, generator)
 
 
 def from_settings(settings: dict[str, Any]) -> serve.Application:

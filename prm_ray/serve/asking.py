@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 
+from prm_ray.finalanswers import vote_answer
 from prm_ray.scoring.asks import Ask, Backend, Conversation, ModelFacts, Options, Refusal, RefusedError, Scored
 from prm_ray.serve.generator import Generated, Generator
 from prm_ray.serve.requestrecord import current_record
@@ -43,6 +44,12 @@ class Gateway:
     """Models that read the generator's token ids; the others get its texts."""
     search: SearchSection = field(default_factory=SearchSection)
     """Of which the numbers are that a request leaves out."""
+    judge: str = "math"
+    """As whose answers those of the candidates are equal or not."""
+
+    def find_answer(self, text: str) -> str | None:
+        """The final answer of a response; None if it states none."""
+        return vote_answer(text, self.judge, self.answer_pattern)
 
 
 class Asking:

@@ -27,6 +27,8 @@ Listed = Annotated[list[_Each], Field(fail_fast=True)]
 """The first wrong item ends it: a body has room for millions of them, and each would be an error of a kilobyte."""
 AtLeastOne = Annotated[list[_Each], Field(min_length=1, fail_fast=True)]
 TokenIds = AtLeastOne[TokenId]
+_MOST_KEYS = 256
+"""Of one object: more than the parameters of any generator."""
 
 
 class Body(BaseModel):
@@ -35,12 +37,24 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class TextPart(Body):
+class Given(Body):
+    """What a client sends, or an object in it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        """A body has room for a million unknown keys, and each would be an error of a kilobyte."""
+        if isinstance(value, dict) and len(value) > _MOST_KEYS:
+            raise ValueError(f"an object has {len(value)} keys; it must have at most {_MOST_KEYS}")
+        return value
+
+
+class TextPart(Given):
     type: Literal["text"]
     text: Text
 
 
-class Message(Body):
+class Message(Given):
     role: Literal["system", "user", "assistant"]
     content: Text | AtLeastOne[TextPart]
     """A text, or its parts, as many chat clients send them."""
@@ -50,7 +64,7 @@ class Message(Body):
         return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class CommonKeys(Body):
+class CommonKeys(Given):
     """Keys that many clients send with everything."""
 
     model: str | None = Field(None, max_length=300)

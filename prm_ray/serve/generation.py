@@ -16,7 +16,7 @@ from prm_ray.errors import UserError
 from prm_ray.models import base_model, context_length, decode, encode_prompt, load_tokenizer
 from prm_ray.scoring.asks import Refusal
 from prm_ray.search.candidate import Candidate, Draw, Proposal
-from prm_ray.serve.bodies import AtLeastOne, Body, Listed, Message, validation_message
+from prm_ray.serve.bodies import AtLeastOne, Given, Listed, Message, validation_message
 from prm_ray.serve.generator import ALL_EQUAL
 from prm_ray.serve.steps import Opening
 from prm_ray.stages.continuing import Continuer
@@ -27,7 +27,7 @@ _STOPS = 4
 """OpenAI's own limit."""
 
 
-class GenerationBody(Body):
+class GenerationBody(Given):
     """What of OpenAI's chat completions this generator can do; anything else is refused by name."""
 
     model_config = ConfigDict(extra="forbid")
@@ -58,7 +58,8 @@ def generator_options(config: RunConfig) -> SamplerOptions:
     section = config.generate.model_copy(update={"num_engines": config.serve.generator_replicas, "num_samples": 1})
     model = base_model(config)
     options = sampler_options(config.model_copy(update={"generate": section}), model)
-    return replace(options, max_model_len=context_length(model) or options.max_model_len)
+    context = context_length(model, options.trust_remote_code)
+    return replace(options, max_model_len=context or options.max_model_len)
 
 
 class ChatModel:

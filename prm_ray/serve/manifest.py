@@ -14,11 +14,12 @@ _EXTRA_SECONDS = 10
 
 def http_options(section: ServeSection) -> dict[str, Any]:
     """Of Serve's proxies."""
-    return {
-        "host": section.host,
-        "port": section.port,
-        "request_timeout_s": section.longest_seconds + _EXTRA_SECONDS,
-    }
+    return {"host": section.host, "port": section.port, "request_timeout_s": seconds_to_answer(section)}
+
+
+def seconds_to_answer(section: ServeSection) -> float:
+    """How long Serve waits for the answer to a request; after it nobody does."""
+    return section.longest_seconds + _EXTRA_SECONDS
 
 
 def manifest(config: RunConfig) -> dict[str, Any]:

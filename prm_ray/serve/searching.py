@@ -6,10 +6,8 @@ import asyncio
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from prm_ray.finalanswers import final_answer
 from prm_ray.scoring.asks import Ask, Cost, Item, ModelFacts, Problem, Refusal, RefusedError, Response, Scored
 from prm_ray.search.candidate import Candidate, Draw, Proposal, Reward
 from prm_ray.search.plan import Plan
@@ -97,7 +95,7 @@ class _Running:
         self.search = ProblemSearch(
             self._propose,
             self._score,
-            partial(final_answer, pattern=ask.gateway().answer_pattern),
+            ask.gateway().find_answer,
             seed if isinstance(seed, int) else random.getrandbits(31),
         )
 

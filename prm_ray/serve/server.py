@@ -21,7 +21,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from prm_ray.config import RunConfig
-from prm_ray.errors import UserError
+from prm_ray.errors import StorageError, UserError
+from prm_ray.objectstore import refusal_is_bad_input
 from prm_ray.runlog import log
 from prm_ray.scoring.served import ServedModel, served_models
 from prm_ray.serve.claim import claim_cluster, give_up_claim
@@ -80,11 +81,12 @@ def _start_ray(config: RunConfig) -> None:
 
 
 def _check(config: RunConfig) -> list[ServedModel]:
-    models = served_models(config)
-    check_keys(config.serve)
-    wants_traces(config.serve.otlp_endpoint)
-    if config.serve.generator == "vllm":
-        generator_options(config)
+    with refusal_is_bad_input():
+        models = served_models(config)
+        check_keys(config.serve)
+        wants_traces(config.serve.otlp_endpoint)
+        if config.serve.generator == "vllm":
+            generator_options(config)
     _check_address(config.serve.host, config.serve.port)
     return models
 
@@ -116,6 +118,8 @@ def _load(config: RunConfig, models: list[ServedModel]) -> None:
     log.info("loading %s", ", ".join(f"{model.facts.name} ({model.folder})" for model in models))
     try:
         serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=_QUIET_JSON)
+    except StorageError:  # of this process, which looks at the models once more
+        raise
     except (RuntimeError, RayServeException) as error:
         text = f"{error}\n{_replica_messages()}"
         reason = _last_error(text)

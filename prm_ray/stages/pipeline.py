@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from typing import Any
 from prm_ray.attempts import Attempt
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, NonFiniteLossError, StorageError, TakenOverError, UserError
-from prm_ray.objectstore import check_answers, check_reachable, is_remote, location
+from prm_ray.objectstore import check_answers, check_reachable, is_remote, location, refusal_is_bad_input
 from prm_ray.runlog import log
 from prm_ray.stages.provenance import code_revision, versions
 from prm_ray.stages.result import StageResult
@@ -185,7 +185,8 @@ def _check_inputs(config: RunConfig, stage: str) -> None:
         for name in filter(is_remote, (*models, config.step_label.verifier)):
             with _reaching(config):
                 check_answers(location(str(name)))
-        check(config)
+        with nullcontext() if config.run.dir in _attempts else refusal_is_bad_input():  # of models named by others
+            check(config)
 
 
 def _check_belongs(config: RunConfig, stage: str) -> None:

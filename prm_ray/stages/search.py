@@ -18,7 +18,7 @@ from typing import Any
 from prm_ray.answers import Judge
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, UserError
-from prm_ray.finalanswers import exact_answer
+from prm_ray.finalanswers import vote_answer
 from prm_ray.models import base_model
 from prm_ray.runlog import Progress, log
 from prm_ray.scoring.served import ServedModel, own_model, reads_tokens_of
@@ -98,7 +98,7 @@ async def _search(
             await asyncio.gather(generators.start(), scorers.start())
             threshold = await _threshold(config, scorers, table.folder)
             waiting = max_waiting(config.search)
-            find_answer = partial(exact_answer, gold=None, pattern=config.label.answer_pattern)
+            find_answer = partial(vote_answer, judge=config.label.judge, pattern=config.label.answer_pattern)
             units = make_units(config, pending, table, waiting, threshold)
             await Driver(generators, scorers, waiting, find_answer).run(units, table.take)
         except WorkerDiedError as error:

@@ -9,7 +9,7 @@ import pytest
 
 from prm_ray.answers import Judge, Judgement
 from prm_ray.errors import UserError
-from prm_ray.finalanswers import exact_answer, final_answer
+from prm_ray.finalanswers import choice_answer, exact_answer, final_answer, vote_answer
 from prm_ray.settings import LabelSection
 
 OWN_JUDGE = """
@@ -134,6 +134,8 @@ def test_the_exact_judge_compares_numbers_as_numbers_and_texts_without_case():
         ("2**3 is 8", "8"),
         ("1.5 and .25", "0.25"),
         ("a1 or b2", None),
+        ("some 2 to 1e5", "2"),
+        ("Answer: 1e5000", "1e5000"),
     ],
 )
 def test_a_number_is_read_whole_with_its_unit_at_it(text: str, answer: str | None):
@@ -173,6 +175,62 @@ def test_the_final_answer_is_the_last_box_or_the_last_line_that_says_so():
     assert final_answer("nothing") is None
     assert exact_answer("A: 18", "18") == "18"
     assert exact_answer("about twelve", "18") is None
+
+
+FORTY_TWO = [
+    "Answer: 42",
+    "**Answer:** **42.0**",
+    "The answer is 42 dollars.",
+    r"The answer is \$42 per hour.",
+    r"so \boxed{$42$}",
+    r"\boxed{42\text{ apples}}",
+    r"\boxed{42 \, \text{km}}",
+]
+APART = ["Answer: 2", "Answer: 2 pi", r"\boxed{2x}", "Answer: sqrt(2)", "Answer: 2/3", "Answer: 2 or 3 of them"]
+
+
+def test_answers_that_the_math_judge_takes_for_one_vote_together():
+    with Judge(LabelSection(timeout_seconds=60)) as judge:
+        assert {judge(text, "42").answer for text in FORTY_TWO} == {"42"}
+        assert len({judge(text, "2").answer for text in APART}) == len(APART)
+    assert {vote_answer(text, "math") for text in FORTY_TWO} == {"42"}
+    assert len({vote_answer(text, "math") for text in APART}) == len(APART)
+
+
+def test_where_no_gold_answer_is_known_a_number_somewhere_is_no_answer():
+    """Who asks may not want a number, and a response that was cut off has one too."""
+    for text in ("In 1889 the tower was built.", "1 + 2 = 3\n3 + "):
+        assert vote_answer(text, "math") is vote_answer(text, "exact") is None
+    assert vote_answer("Answer: Paris in 1889", "math") == "Paris in 1889"
+
+
+def test_other_judges_answers_vote_in_their_own_forms():
+    assert vote_answer("Answer: 42 dollars", "exact") == "42 dollars" and vote_answer("Answer: 42.0", "exact") == "42"
+    assert {vote_answer(text, "choice") for text in ("Answer: (B)", "Answer: Option B.", "I take\nB")} == {"B"}
+    assert vote_answer("1 <42.0> 3", "math", r"<(.+)>") == "42"
+
+
+MANY = 50_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: " + "." * MANY + "x",
+        "Answer: 1" + " " * MANY + "x",
+        "\n" * MANY + "x",
+        r"\boxed{(" + " " * MANY + "b}",
+        "answer " * MANY,
+        r"\boxed{" * MANY,
+        "Answer: 1e999999999",
+    ],
+)
+def test_what_a_model_may_write_without_end_is_looked_at_in_no_time(text: str):
+    """A run of it that was tried from each of its places took half a minute, and longer numbers than memory holds."""
+    start = time.process_time()  # of this process: a busy machine is no failure
+    answer = exact_answer(text, "1"), choice_answer(text), vote_answer(text, "math")
+    assert time.process_time() - start < 3
+    assert sum(len(each or "") for each in answer) <= 3 * len(text)
 
 
 def test_the_judge_process_imports_neither_torch_nor_ray():

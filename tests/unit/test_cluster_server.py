@@ -41,9 +41,16 @@ def test_the_server_is_what_the_command_beside_it_prints():
 @pytest.mark.parametrize(("generator", "longest"), [(None, 120), ("vllm", 120 + 600)])
 def test_serve_lets_a_request_take_as_long_as_generating_and_scoring_may(generator: str | None, longest: float):
     """Else it would end a chat before the candidates that came in time are chosen from."""
+    from ray.serve.deployment import deployment_to_schema
+
+    from prm_ray.serve.app import ingress_deployment
+
     serve = {"timeout_seconds": 120, "generator_timeout_seconds": 600, "generator": generator}
-    options = manifest(parse_config({"serve": serve}))["http_options"]
-    assert longest < options["request_timeout_s"] <= longest + 30
+    config = parse_config({"serve": serve})
+    waits = manifest(config)["http_options"]["request_timeout_s"]
+    assert longest < waits <= longest + 30
+    replaced = deployment_to_schema(ingress_deployment(config.serve))
+    assert replaced.graceful_shutdown_timeout_s == waits, "Serve ends a replica that is replaced after 20 s by itself"
 
 
 def test_the_server_reads_its_keys_from_a_secret_wherever_it_is_built_or_runs():

@@ -12,7 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from prm_ray.config import parse_config
 from prm_ray.scorer import Scorer
+from prm_ray.serve import app
 from prm_ray.serve.asking import Gateway
 from prm_ray.serve.generator import HttpGenerator
 from prm_ray.settings import PromptSection
@@ -135,6 +137,45 @@ def test_candidates_with_the_same_answer_may_vote_together(
     rewards = {text: each.rewards["min"] for text, each in zip(TEXTS, scorer.score(PROBLEM, TEXTS), strict=True)}
     assert rewards[found["choices"][0]["message"]["content"]] == pytest.approx(max(map(rewards.__getitem__, sevens)))
     assert [each["answer"] for each in found["prm_metadata"]["candidates"]].count("7") == len(sevens) == 4
+
+
+@pytest.mark.parametrize("strategy", ["best_of_n", "adaptive"])
+@pytest.mark.parametrize(
+    ("judge", "texts", "answer"),
+    [
+        ("math", ["Answer: 8", "Answer: 7", "Answer: 8", "Answer: 7.0", "Answer: **7 dollars**"], "7"),
+        ("choice", ["Answer: A", "Answer: B", "Answer: A", "Answer: (B)", "Answer: Option B"], "B"),
+    ],
+)
+def test_answers_vote_together_where_the_runs_judge_takes_them_for_one(
+    scorer: Scorer,
+    generator: tuple[type[ScriptedGenerator], str],
+    judge: str,
+    texts: list[str],
+    answer: str,
+    strategy: str,
+) -> None:
+    handler, url = generator
+    waiting = iter(texts)
+    handler.script = staticmethod(lambda _, body: (200, completion([next(waiting) for _ in range(body["n"])])))
+    gateway = Gateway(HttpGenerator(url), 5, None, 10.0, judge=judge)
+    prm = {"vote": "majority", "return_candidates": True, "strategy": strategy}
+    request = {"messages": [{"role": "user", "content": PROBLEM}], "prm": prm}
+    (reply,) = asyncio.run(asked(tiny_api({"demo": scorer}, gateway=gateway), post("/v1/chat/completions", request)))
+    assert reply.status_code == 200, reply.text
+    found = reply.json()
+    answers = {each["text"]: each["answer"] for each in found["prm_metadata"]["candidates"]}
+    assert answers[found["choices"][0]["message"]["content"]] == answer
+    assert len(answers) == 4 and len(set(answers.values())) == 2
+
+
+def test_the_judge_of_the_runs_config_gets_to_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "served_models", lambda config: [])
+    monkeypatch.setattr(app, "bind_ingress", lambda settings, scorers: settings)
+    monkeypatch.setattr(app, "log_through_serve", lambda: None)
+    settings: Any = app.build(parse_config({"label": {"judge": "choice"}, "serve": {"generator": "http://there/v1"}}))
+    gateway = app.Ingress(settings, [])._gateway()
+    assert gateway is not None and gateway.find_answer("Answer: Option B") == "B"
 
 
 @pytest.mark.parametrize("vote", ["none", "weighted"])

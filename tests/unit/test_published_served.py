@@ -10,8 +10,10 @@ from prm_ray.integrations.verl import score_response, write_step_rewards
 from prm_ray.publishedscorer import PublishedScorer
 from prm_ray.scoring.asks import Ask
 from prm_ray.scoring.served import ServedModel
+from prm_ray.serve.asking import Gateway
 from prm_ray.stages.searching.workers import ScorerActor
 from prm_ray.texts import text_step_ends
+from tests.gatewaytoys import Whole
 from tests.published import save_published
 from tests.serving import FACTS, asked, over_http, post, tiny_api
 
@@ -47,6 +49,39 @@ def test_a_response_that_it_cannot_read_fails_alone(folder: str, truncate: bool)
         assert found[number]["error"]["message"].startswith(f"response {number}"), found[number]
     rewards = [[step["reward"] for step in found[number]["steps"]] for number in (0, 5)]
     assert rewards == [pytest.approx(each.step_rewards, abs=1e-5) for each in scorer.score(PROBLEM, GOOD)]
+
+
+CHAT = [{"role": "user", "content": PROBLEM}]
+ANSWERED = [*CHAT, {"role": "assistant", "content": "6"}]
+WHOLE = "<|user|>1 + 2<|end|><|assistant|>3"
+CONVERSATIONS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/rewards", {"messages": CHAT, "responses": ["6"]}),
+    ("/v1/rerank", {"prompt_tokens": [1, 2], "documents": ["6"]}),
+    ("/classify", {"messages": ANSWERED}),
+    ("/pooling", {"messages": ANSWERED}),
+    ("/v1/chat/completions", {"messages": [*ANSWERED, *CHAT]}),
+    ("/v1/chat/completions", {"messages": [*ANSWERED, *CHAT], "prm": {"strategy": "adaptive"}}),
+    ("/classify", {"input": WHOLE}),
+    ("/pooling", {"input": [1, 2, 3]}),
+    ("/pooling", {"input": [WHOLE, "1 + 2 = 3\n\n" * 9000]}),
+    ("/get_reward", {"query": [WHOLE]}),
+    ("/get_reward", {"query": ["1 + 2 = 3"], "prompts": ["1 + 2 ="]}),
+]
+
+
+@pytest.mark.parametrize("style", ["math_shepherd", "qwen_prm"])
+def test_a_conversation_is_refused_with_what_to_send_in_its_place(tmp_path: Path, style: str) -> None:
+    """math_shepherd is published without a chat template, by which its parts could be told."""
+    facts = {"demo": FACTS("demo", reward=style, with_reference=False)}
+    scorer = load(save_published(tmp_path, style), style=style)
+    api = tiny_api({"demo": scorer}, facts=facts, gateway=Gateway(Whole(), 2, None, 5.0))
+    replies = asyncio.run(asked(api, *(post(*call) for call in CONVERSATIONS)))
+    for (path, body), reply in zip(CONVERSATIONS, replies, strict=True):
+        error = reply.json()["error"]
+        assert (reply.status_code, error["type"]) == (422, "invalid_request"), (path, body, error)
+        is_whole = "input" in body or "query" in body
+        wanted = "send the problem as a text and the responses apart" if is_whole else "must be a text"
+        assert wanted in error["message"] and "\n" not in error["message"]
 
 
 def test_a_blank_step_of_a_rule_of_ones_own_fails_its_response_alone(folder: str) -> None:

@@ -1,6 +1,7 @@
 """A model whose config, class and tokenizer are code in its folder: run where the user says so, else refused in one
 line."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from prm_ray.core.packing import PromptGroup
 from prm_ray.errors import UserError
 from prm_ray.publishedscorer import load_format
 from prm_ray.scorer import Scorer
+from prm_ray.scoring.served import load_scorer, reads_tokens_of, served_models
+from prm_ray.serve.generation import ChatModel, generator_options
 from prm_ray.stages import generate, reference, train
 from prm_ray.stages.confidence import check_verifier, load_step_values
 from prm_ray.stages.solutions import Solution, open_reader
 from prm_ray.tables import StageFolder
 from tests.owncode import save_model_with_own_code
-from tests.tables_by_hand import tiny_config
+from tests.tables_by_hand import mark_done, tiny_config
 
 REFUSED = r"comes with code of its own, which runs only with model\.trust_remote_code = true"
 FACTS = {"beta": 1.0, "with_reference": False, "step_rule": "newline", "prompt": {}}
@@ -92,6 +95,38 @@ def test_solutions_are_scored_by_a_checkpoint_that_is_code(own: str, facts: dict
     row = {"prompt_id": "s-1"} | reader.encoded(solution)
     reader.add_rewards([row], [solution])
     assert len(row["step_rewards"]) == 2
+
+
+@pytest.mark.parametrize("facts", [{}, OF_LABEL_TOKENS])
+@pytest.mark.parametrize("trust", [False, True])
+def test_what_is_served_and_searched_with_is_code_only_where_that_is_allowed(
+    own: str, facts: dict[str, Any], trust: bool
+) -> None:
+    sections = {"serve": {"models": {"more": own}}, "score": {"with_reference": False}}
+    config = config_of(own, trust=trust, **sections)
+    mark_done(config, ["train"])
+    checkpoint = StageFolder(config.run.dir, "train").path
+    for folder in (checkpoint, Path(own)):
+        save_model_with_own_code(folder)
+        models.write_prm_json(folder, FACTS | facts)
+    for served in served_models(config):
+        if not trust:
+            with pytest.raises(UserError, match=REFUSED):
+                load_scorer(served)
+            continue
+        assert reads_tokens_of(served, own), "it would be asked with texts, whose tokens may be others"
+        (scored,) = load_scorer(served).score_prepared([load_scorer(served).prepare("1+2", ["3\n4"])])
+        assert len(scored[0].step_rewards) == 2
+
+
+def test_the_servers_own_generator_is_code_only_where_that_is_allowed(own: str) -> None:
+    with pytest.raises(UserError, match=REFUSED):
+        generator_options(config_of(own, trust=False, serve={"generator": "vllm"}))
+    options = generator_options(config_of(own, trust=True, serve={"generator": "vllm"}))
+    assert options.max_model_len == 512 and options.trust_remote_code
+    body = {"messages": [{"role": "user", "content": "1+2"}], "max_tokens": 4, "seed": 0}
+    reply = asyncio.run(ChatModel(options, "own", None).complete(body))
+    assert isinstance(reply, dict) and len(reply["choices"]) == 1
 
 
 def test_the_code_of_a_published_model_is_never_run(own: str) -> None:

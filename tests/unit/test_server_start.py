@@ -8,7 +8,7 @@ import pytest
 from ray.serve.exceptions import RayServeException
 
 from prm_ray.config import parse_config
-from prm_ray.errors import UserError
+from prm_ray.errors import StorageError, UserError
 from prm_ray.serve import app, server
 from prm_ray.serve.manifest import APP_NAME
 
@@ -89,6 +89,19 @@ def test_where_a_model_does_not_load_the_cluster_is_as_it_was(
     with pytest.raises(UserError, match=r"a model did not load \(\): ValueError: no such layer"):
         start(serve)
     assert serve.applications == before
+
+
+def test_a_store_that_goes_away_meanwhile_is_no_bad_input(
+    start: Callable[[Serve], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(config: object) -> None:
+        raise StorageError("'s3://b/m' cannot be read: no such host")
+
+    monkeypatch.setattr(app, "build", away)
+    serve = Serve(None)
+    with pytest.raises(StorageError, match="no such host"):
+        start(serve)
+    assert serve.applications is None
 
 
 def test_one_that_answers_goes_on(start: Callable[[Serve], None], monkeypatch: pytest.MonkeyPatch) -> None:

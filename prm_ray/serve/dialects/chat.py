@@ -11,7 +11,6 @@ import numpy as np
 from fastapi.responses import StreamingResponse
 
 from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
-from prm_ray.finalanswers import final_answer
 from prm_ray.models import build_messages
 from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.asking import Asked, Asking
@@ -83,7 +82,7 @@ def _reply(
 ) -> ChatReply:
     (items,) = scored.items
     aggregation = request.prm.aggregation or facts.aggregation
-    answers = [final_answer(each.text, ask.gateway().answer_pattern) for each in generated.candidates]
+    answers = [ask.gateway().find_answer(each.text) for each in generated.candidates]
     order = _order(items, answers, aggregation, request.prm.vote)
     chosen = order[: request.n]
     failures = [item.failure.message for item in items if item.failure is not None]

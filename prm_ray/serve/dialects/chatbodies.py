@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from prm_ray.search.plan import Adaptive, Plan
-from prm_ray.serve.bodies import EXAMPLE_PROBLEM, AtLeastOne, Body, ItemError, Message, example
+from prm_ray.serve.bodies import EXAMPLE_PROBLEM, AtLeastOne, Body, Given, ItemError, Message, example
 from prm_ray.serve.searchlimits import TAKEN_BY
 from prm_ray.settings import Aggregation, Pick, SearchSection, StrategyName
 
@@ -15,7 +15,7 @@ _SETTLES: dict[str, Pick] = {"none": "best", "weighted": "weighted_vote", "major
 """Vote of a request -> the answer that `adaptive` wants settled."""
 
 
-class PrmOptions(Body):
+class PrmOptions(Given):
     """How candidates are made, and how the answer is chosen among them."""
 
     model: str | None = None
@@ -61,7 +61,7 @@ class PrmOptions(Body):
         return Plan(size, temperature=temperature, adaptive=adaptive, descents=own.descents, **given)
 
 
-class ChatRequest(Body):
+class ChatRequest(Given):
     """As OpenAI's; what is not named here goes to the generator as it is."""
 
     model_config = ConfigDict(extra="allow") | example(

@@ -16,6 +16,7 @@ from prm_ray.serve.bodies import (
     AtLeastOne,
     Body,
     CommonKeys,
+    Given,
     ItemError,
     Prompted,
     Reward,
@@ -31,7 +32,7 @@ from prm_ray.settings import Aggregation
 router = strict_router("rerank")
 
 
-class Document(Body):
+class Document(Given):
     text: str
 
 
