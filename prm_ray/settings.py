@@ -229,7 +229,7 @@ class ReferenceSection(Section):
     logprobs: Literal["compute", "sampled"] = "compute"
     """`sampled` takes the log-probs vLLM returned while sampling: free, right only if it sampled from this model."""
     mismatched: int = Field(0, ge=0)
-    """For `kto`: so many responses of the next prompt are scored behind each prompt, for its estimate of the KL."""
+    """For `kto`: so many responses of the next training prompt are scored behind each, for its estimate of the KL."""
     step_rule: str = "blank_line"
     """Where steps end: `blank_line`, `newline`, `step_k`, `none`, or `regex:PATTERN` (each match starts a new step)."""
     token_budget: int = Field(8192, ge=1)

@@ -18,13 +18,13 @@ from prm_ray.errors import UserError
 from prm_ray.objectstore import downloaded, is_remote
 from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy
-from prm_ray.stages.trainingrows import read_training_rows
+from prm_ray.stages.trainingrows import read_training_rows, without_mismatched
 from prm_ray.steplosses import training_loss
 from prm_ray.tables import StageFolder
 from prm_ray.trainer import Trainer
 
 _KEPT = ("prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "soft_label")
-_MISMATCHED = ("mismatched_tokens", "mismatched_logprob")
+_MISMATCHED = ("mismatched_tokens", "mismatched_logprob", "mismatched_prompt_id")
 
 
 def needs_step_labels(config: RunConfig) -> bool:
@@ -124,7 +124,7 @@ def check_labels(data: OutcomeData, config: RunConfig) -> None:
         raise UserError(
             "train.objective 'kto' needs responses that reference scored behind another prompt, and there are none: it "
             f"takes those of the same part, so generate.problems_per_shard (now {config.generate.problems_per_shard}) "
-            "must be above 1"
+            "must be above 1 (or a version made them that did not note whose they are: --fresh reference)"
         )
 
 
@@ -163,4 +163,5 @@ def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
     random.Random(f"{config.train_seed}-held-out").shuffle(prompts)
     num_held_out = round(config.train.validation_fraction * len(prompts))
     chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
-    return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
+    part = table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
+    return part if held_out else without_mismatched(part, prompts[:num_held_out])
