@@ -92,7 +92,9 @@ def vote_picks(
     """The pick of each of K subsets (rows of `members_KN`, each with a member): an index into the N candidates."""
     codes_N = _answer_codes(answers)
     num_answers = int(codes_N.max(initial=_NO_ANSWER)) + 1
-    log_weights_KN = np.where(members_KN, np.asarray(log_weights, dtype=np.float64), -np.inf)
+    # What has no vote must not set the scale either: beside its weight those of all answers may be 0.
+    votes_KN = members_KN & (codes_N != _NO_ANSWER)
+    log_weights_KN = np.where(votes_KN, np.asarray(log_weights, dtype=np.float64), -np.inf)
     top_K1 = log_weights_KN.max(axis=1, keepdims=True)
     weights_KN = np.exp(log_weights_KN - np.where(np.isfinite(top_K1), top_K1, 0.0))
 

@@ -61,6 +61,14 @@ def test_vote_survives_rewards_whose_sigmoid_is_zero(how):
     assert vote_picks(["a", "a", "b"], log_weights, np.ones((1, 3), dtype=bool))[0] == 2
 
 
+@pytest.mark.parametrize("how", ["sigmoid", "softmax"])
+def test_a_vote_beside_a_far_better_candidate_without_an_answer(how):
+    """One vote of 1 against two of 0.135, as small as all of them are beside that of a response that was cut short."""
+    rewards = [-1002.0, -1000.0, 3.0, -1002.0]
+    picked = vote_picks(["a", "b", None, "a"], log_vote_weights(rewards, how), np.ones((1, 4), dtype=bool))
+    assert picked.tolist() == [1]
+
+
 def test_best_of_two_of_three_by_hand():
     """Ranks: right, wrong, right. Pairs 12 -> right, 13 -> right, 23 -> wrong: 2/3."""
     assert best_of_n_accuracy([3.0, 2.0, 1.0], [True, False, True], 2) == pytest.approx(2 / 3)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from fastapi.responses import StreamingResponse
 
-from prm_ray.core.selection import answered_first, log_vote_weights, majority_vote, weighted_vote
+from prm_ray.core.selection import answered_first, log_vote_weights, majority_vote, vote_picks
 from prm_ray.finalanswers import final_answer
 from prm_ray.models import build_messages
 from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
@@ -137,7 +137,7 @@ def _order(items: list[Item], answers: list[str | None], aggregation: str, vote:
         winner = (
             majority_vote(voted)
             if vote == "majority"
-            else weighted_vote(voted, np.exp(log_vote_weights(rewards, "softmax")))
+            else vote_picks(voted, log_vote_weights(rewards, "softmax"), np.ones((1, len(good)), dtype=bool))[0]
         )
         agreeing = [place for place in order if voted[place] == voted[winner]]
         order = agreeing + [place for place in order if place not in agreeing]
