@@ -172,7 +172,7 @@ def _train(plan: FitPlan) -> None:
     checkpoints = Checkpoints(plan.folder)
     checkpoints.resume(trainer, plan.resume_from)
     preview = partial(trainer.preview, token_budget=section.token_budget)
-    measure = plan.make_held_out() if plan.make_held_out and (rank == 0 or trainer.is_sharded) else None
+    measure = plan.make_held_out() if plan.make_held_out else None
     fence.check(at_once=True)
     metrics = MetricsLog(workspace / METRICS_FILE, trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
