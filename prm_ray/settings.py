@@ -156,6 +156,16 @@ class FitSection(Section):
             raise ValueError(f"min_workers {self.min_workers} must not exceed num_workers {self.num_workers}")
         return self
 
+    @model_validator(mode="after")
+    def _has_gpus_of_its_own(self) -> FitSection:
+        """Ray puts as many on one GPU as it can, and NCCL then refuses to sum over them."""
+        if self.num_workers > 1 and 0 < self.gpus_per_worker <= 0.5:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} must be 1 with num_workers {self.num_workers}: "
+                "workers that sum gradients cannot share a GPU"
+            )
+        return self
+
 
 class WarmupSection(FitSection):
     enabled: bool = False
