@@ -82,6 +82,12 @@ def workspaces(folder: Folder) -> list[str]:
     return [name for name in folder.names() if name.startswith("attempt-")]
 
 
+def is_earlier(workspace: str, attempt: Attempt) -> bool:
+    """Is this the workspace of an attempt before this one? Of a later one it may be there before all can see that the
+    attempt has begun, and nobody but that one and those after it may touch it."""
+    return int(workspace.split("-")[1]) < attempt.number
+
+
 def enter(path: Path, attempt: Attempt, is_fenced: bool) -> None:
     """Tell others that this attempt works in the folder of a stage. Raises `TakenOverError` as `hold` does."""
     with open_folder(path) as folder:

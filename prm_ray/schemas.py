@@ -35,6 +35,7 @@ REFERENCE = LABELS.append(pa.field("step_ends", _TOKENS)).append(pa.field("ref_l
 REFERENCE = REFERENCE.append(pa.field("fingerprint", pa.string())).append(pa.field("token_source", pa.string()))
 REFERENCE = REFERENCE.append(pa.field("mismatched_tokens", _TOKENS))  # a response to another prompt, or null
 REFERENCE = REFERENCE.append(pa.field("mismatched_logprob", pa.float32()))  # the reference's, behind this row's prompt
+REFERENCE = REFERENCE.append(pa.field("mismatched_prompt_id", pa.string()))  # the prompt it answers
 STEP_LABELS = REFERENCE.append(pa.field("step_labels", _FLOATS))  # S chances in [0, 1]; null = not labelled
 STEP_LABELS = STEP_LABELS.append(pa.field("step_label_error", pa.string()))  # why the row or a step of it has none
 SCORES = REFERENCE.append(pa.field("token_rewards", _FLOATS)).append(pa.field("step_rewards", _FLOATS))

@@ -157,6 +157,16 @@ class FitSection(Section):
             raise ValueError(f"min_workers {self.min_workers} must not exceed num_workers {self.num_workers}")
         return self
 
+    @model_validator(mode="after")
+    def _has_gpus_of_its_own(self) -> FitSection:
+        """Ray puts as many on one GPU as it can, and NCCL then refuses to sum over them."""
+        if self.num_workers > 1 and 0 < self.gpus_per_worker <= 0.5:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} must be 1 with num_workers {self.num_workers}: "
+                "workers that sum gradients cannot share a GPU"
+            )
+        return self
+
 
 class WarmupSection(FitSection):
     enabled: bool = False
@@ -230,7 +240,7 @@ class ReferenceSection(Section):
     logprobs: Literal["compute", "sampled"] = "compute"
     """`sampled` takes the log-probs vLLM returned while sampling: free, right only if it sampled from this model."""
     mismatched: int = Field(0, ge=0)
-    """For `kto`: so many responses of the next prompt are scored behind each prompt, for its estimate of the KL."""
+    """For `kto`: so many responses of the next training prompt are scored behind each, for its estimate of the KL."""
     step_rule: str = "blank_line"
     """Where steps end: `blank_line`, `newline`, `step_k`, `none`, or `regex:PATTERN` (each match starts a new step)."""
     token_budget: int = Field(8192, ge=1)

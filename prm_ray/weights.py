@@ -7,7 +7,7 @@ and workers; the trainer has divided by the global count before. What differs is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from prm_ray.core.packing import PackedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Value = TypeVar("Value")
 
 
 def world() -> tuple[int, int]:
@@ -33,6 +35,14 @@ def total(values: Tensor) -> Tensor:
         values = values.to(torch.device("cuda") if torch.cuda.is_available() else "cpu")
         dist.all_reduce(values)
     return values
+
+
+def collected(values: list[Value]) -> list[Value]:
+    """Those of all workers, one worker's behind the other's; all must call it."""
+    of_workers: list[list[Value]] = [values] * world()[1]
+    if world()[1] > 1:
+        dist.all_gather_object(of_workers, values)
+    return [value for of_one in of_workers for value in of_one]
 
 
 class Weights(Protocol):

@@ -25,10 +25,13 @@ def best_of_n(rewards: ArrayLike) -> int:
 
 
 def answered_first(rewards: ArrayLike, answers: Sequence[str | None]) -> NDArray[np.float64]:
-    """[N] the rewards best-of-N picks by: a candidate without an answer comes behind all that have one."""
-    rewards_N = np.asarray(rewards, dtype=np.float64)
-    has_answer_N = np.array([answer is not None for answer in answers], dtype=bool)
-    return np.where(has_answer_N, rewards_N, -np.inf) if has_answer_N.any() else rewards_N
+    """[N] places that best-of-N picks by, the highest first: a candidate without an answer comes behind all that have
+    one, else the reward decides. No two are the same, so the order holds in a subset where nobody has an answer too."""
+    has_none_N = np.array([answer is None for answer in answers], dtype=bool)
+    order_N = np.lexsort((-np.asarray(rewards, dtype=np.float64), has_none_N))
+    places_N = np.empty(len(order_N))
+    places_N[order_N] = -np.arange(len(order_N))
+    return places_N
 
 
 def majority_vote(answers: Sequence[str | None]) -> int:
@@ -89,7 +92,9 @@ def vote_picks(
     """The pick of each of K subsets (rows of `members_KN`, each with a member): an index into the N candidates."""
     codes_N = _answer_codes(answers)
     num_answers = int(codes_N.max(initial=_NO_ANSWER)) + 1
-    log_weights_KN = np.where(members_KN, np.asarray(log_weights, dtype=np.float64), -np.inf)
+    # What has no vote must not set the scale either: beside its weight those of all answers may be 0.
+    votes_KN = members_KN & (codes_N != _NO_ANSWER)
+    log_weights_KN = np.where(votes_KN, np.asarray(log_weights, dtype=np.float64), -np.inf)
     top_K1 = log_weights_KN.max(axis=1, keepdims=True)
     weights_KN = np.exp(log_weights_KN - np.where(np.isfinite(top_K1), top_K1, 0.0))
 

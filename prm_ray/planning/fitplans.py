@@ -70,8 +70,8 @@ def _step(section: FitSection, question: Question, stage: str) -> Stepping:
     responses = 1 if stage == "warmup" else question.work.num_responses
     texts = question.work.of(section.batch_size / responses, responses)
     tokens = texts.tokens(shared_prompt=True) / section.num_workers
-    share = section.gpus_per_worker or question.cluster.nodes / section.num_workers
-    return Stepping(tokens, max(1, math.ceil(tokens / section.token_budget)), min(1.0, share))
+    devices = section.gpus_per_worker or question.cluster.nodes / section.num_workers
+    return Stepping(tokens, max(1, math.ceil(tokens / section.token_budget)), devices)
 
 
 def _tokens(question: Question, stage: str) -> float | None:

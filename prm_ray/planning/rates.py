@@ -49,11 +49,16 @@ def forward_seconds(flops: float, device: Device) -> float:
 
 @dataclass(frozen=True)
 class Stepping:
-    """One optimizer step of one worker: tokens of its passes, how many passes, and its share of a device."""
+    """One optimizer step of one worker: tokens of its passes, how many passes, and its devices, or its part of one."""
 
     tokens: float
     passes: int
-    share: float = 1.0
+    devices: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """Of a device that computes: with several, a worker's process still uses one."""
+        return min(1.0, self.devices)
 
 
 def step_seconds(
@@ -67,7 +72,7 @@ def step_seconds(
     computing = step.tokens * training_flops(shape, how, visible)
     computing /= device.flops * step.share * _TRAINING_SHARE[device.is_gpu]
     trained, workers = how.trained(shape), how.num_workers
-    talking = _link(cluster, workers)
+    talking = _link(cluster, workers, step.devices)
     moving = _OPTIMIZER_BYTES * trained / how.shards / (device.bandwidth * step.share)
     if workers == 1:
         waiting = 0.0
@@ -79,9 +84,12 @@ def step_seconds(
     return computing + moving + waiting, waiting
 
 
-def _link(cluster: Cluster, workers: int) -> float:
-    """Bytes a second that each of so many workers gets of what all have."""
-    if not cluster.device.is_gpu or workers <= cluster.per_node:
+def _link(cluster: Cluster, workers: int, gpus: float) -> float:
+    """Bytes a second that each of so many workers, with so many GPUs each, gets of what all have.
+
+    A ring over all of them is as fast as its slowest link: the network, as soon as one node has no room for all.
+    """
+    if not cluster.device.is_gpu or workers <= cluster.places_on_a_node(gpus):
         return cluster.device.link * _LINK_SHARE
     return min(cluster.device.link, _NETWORK) * _LINK_SHARE
 

@@ -67,8 +67,9 @@ def _tokens(question: Question, stage: str) -> float | None:
         return None
     num_prompts = sum(number or 0 for number in splits[stage])
     responses = work.num_responses
-    if stage == "reference":
-        responses += config.reference.mismatched
     if stage == "step_label":
         responses = min(responses, config.step_label.num_responses or responses)
-    return work.of(num_prompts, responses).tokens(shared_prompt=True)
+    tokens = work.of(num_prompts, responses).tokens(shared_prompt=True)
+    if stage == "reference" and work.num_train and (mismatched := config.reference.mismatched):
+        tokens += work.of(work.num_train, mismatched).tokens(shared_prompt=True)  # in a pass of their own
+    return tokens

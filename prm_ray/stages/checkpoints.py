@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
+from prm_ray.attempts import is_earlier
 from prm_ray.folders import remove_leftover, scratch_folder, storing
 from prm_ray.objectstore import arrow_file_system, file_system, is_remote
 from prm_ray.stages.takeover import STORAGE, TAKEN
@@ -43,10 +45,9 @@ class Checkpoints:
 
     def __init__(self, folder: StageFolder):
         self._workspace = folder.shared_workspace
-        rank = ray.train.get_context().get_world_rank()
-        self._drafts = scratch_folder(folder.path / f"checkpoints-{rank:05d}")
-        self._remove_drafts()  # of a worker that was killed here
-        self._has_reported, self._owns_what_was_taken = False, rank == 0
+        self._drafts = _clean_drafts(folder)
+        self._has_reported = False
+        self._owns_what_was_taken = ray.train.get_context().get_world_rank() == 0
 
     def resume(self, trainer: Trainer, taken: Checkpoint | None) -> None:
         """Go on from the last one that is on record, or from the state that was taken over, or from the start."""
@@ -83,12 +84,23 @@ class Checkpoints:
 
     def close(self) -> None:
         self.settle()
-        self._remove_drafts()
-
-    def _remove_drafts(self) -> None:
-        shutil.rmtree(self._drafts.parent, ignore_errors=True)
+        shutil.rmtree(self._drafts, ignore_errors=True)
+        with suppress(OSError):  # another attempt's are there, or another worker was first
+            self._drafts.parent.rmdir()
+            self._drafts.parent.parent.rmdir()
 
     def _store(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         """In a thread. A failure is told in one line, as everywhere."""
         with storing(self._workspace / STORAGE):
             return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+
+
+def _clean_drafts(folder: StageFolder) -> Path:
+    """Where the workers of this attempt write on this machine, without what workers left that were killed here: of
+    this attempt or an earlier one, whatever their rank was. A newer attempt may be writing beside it."""
+    place, attempt = scratch_folder(folder.path / "checkpoints"), folder.attempt
+    own = place / ("attempt-0" if attempt is None else attempt.workspace)
+    for path in place.glob("attempt-*"):
+        if path == own or (attempt is not None and is_earlier(path.name, attempt)):
+            shutil.rmtree(path, ignore_errors=True)
+    return own

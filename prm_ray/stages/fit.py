@@ -164,15 +164,16 @@ def _train(plan: FitPlan) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(context.get_local_world_size())
+    fence = _Fence(plan.folder)
+    fence.check()  # of an attempt that was taken over the files are gone, and its workers start again for that
     section, data, workspace = plan.section, plan.make_data(), plan.folder.shared_workspace
     steps = plan.steps(data)
     trainer = _new_trainer(plan, len(steps))
     checkpoints = Checkpoints(plan.folder)
     checkpoints.resume(trainer, plan.resume_from)
     preview = partial(trainer.preview, token_budget=section.token_budget)
-    measure = plan.make_held_out() if plan.make_held_out and (rank == 0 or trainer.is_sharded) else None
-    fence = _Fence(plan.folder)
-    fence.check()
+    measure = plan.make_held_out() if plan.make_held_out else None
+    fence.check(at_once=True)
     metrics = MetricsLog(workspace / METRICS_FILE, trainer.num_steps) if rank == 0 else None
     while trainer.num_steps < len(steps):
         fence.check()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prm_ray.attempts import workspaces
+from prm_ray.attempts import Attempt, is_earlier, workspaces
 from prm_ray.errors import UserError
 from prm_ray.folders import remove_leftover, write_file
 from prm_ray.metricslog import METRICS_FILE
@@ -34,13 +34,17 @@ class _State:
 def take_over(folder: StageFolder, storage: str, taken: str) -> Path | None:
     """As `takeover.taken_over`; `storage` is Ray's folder in a workspace, `taken` the one to copy to."""
     mine = folder.shared_workspace
-    others = [folder.path / name for name in workspaces(ObjectFolder(folder.path)) if folder.path / name != mine]
-    if others:
-        _take_newest(mine, others, storage, taken)
+    if earlier := [] if folder.attempt is None else _places(folder.path, folder.attempt):
+        _take_newest(mine, earlier, storage, taken)
         folder.check()
-        for place in others:
+        for place in earlier:
             remove_leftover(place)
     return mine / taken if ObjectFolder(mine / taken).has(_WHOLE) else None
+
+
+def _places(folder: Path, attempt: Attempt) -> list[Path]:
+    """Workspaces of attempts before this one."""
+    return [folder / name for name in workspaces(ObjectFolder(folder)) if is_earlier(name, attempt)]
 
 
 def _take_newest(mine: Path, places: list[Path], storage: str, taken: str) -> None:

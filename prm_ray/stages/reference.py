@@ -144,21 +144,27 @@ class ReferenceWorker:
                 rows[number]["ref_logprobs"] = logprobs_T.tolist()
 
     def _add_mismatched(self, rows: list[dict[str, Any]]) -> None:
-        """Score the first responses of the next prompt of this part behind each prompt, if the model reads so much."""
+        """Score the first responses of the next training prompt of this part behind each, if the model reads so much.
+
+        Only training asks for them, and what is held out to test must not enter it.
+        """
+        rows = [row for row in rows if row["split"] == "train"]
         groups = group_rows(rows)
         if not self._section.mismatched or len(groups) < 2:
             return
         following = [*groups[1:], groups[0]]
         pairs: list[tuple[list[int], PromptGroup]] = []
-        for (numbers, group), (_, other) in zip(groups, following, strict=True):
+        for (numbers, group), (others, other) in zip(groups, following, strict=True):
             responses = [each for each in other.responses if self._is_read(group.prompt, each)]
             chosen = list(zip(numbers, responses, strict=False))[: self._section.mismatched]
+            for number, response in chosen:
+                rows[number] |= {"mismatched_tokens": response, "mismatched_prompt_id": rows[others[0]]["prompt_id"]}
             pairs.append(([number for number, _ in chosen], PromptGroup(group.prompt, [each for _, each in chosen])))
         assert self._model is not None
         results = group_values(self._model, [group for _, group in pairs], self._section.token_budget)
-        for (numbers, group), logprobs in zip(pairs, results, strict=True):
-            for number, response, logprobs_T in zip(numbers, group.responses, logprobs, strict=True):
-                rows[number] |= {"mismatched_tokens": response, "mismatched_logprob": logprobs_T.sum().item()}
+        for (numbers, _), logprobs in zip(pairs, results, strict=True):
+            for number, logprobs_T in zip(numbers, logprobs, strict=True):
+                rows[number]["mismatched_logprob"] = logprobs_T.sum().item()
 
     def _is_read(self, prompt: Sequence[int], response: Sequence[int]) -> bool:
         return self._context is None or len(prompt) + len(response) <= self._context

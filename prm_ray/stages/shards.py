@@ -31,6 +31,7 @@ from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
 """Starts of one shard within one run; a shard that ends its worker each time must not do so for ever."""
+_LISTED_WITHIN_SECONDS, _LOOK_AGAIN_SECONDS = 70.0, 1.0
 _NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 
@@ -87,10 +88,19 @@ def map_shards(
     )
     with Progress(name, num_shards, "shard", done=num_shards - len(shards)) as progress:
         stats = list(_collect(dataset, progress))
-    # In a bucket an older start may take back a part of its own that this one has counted as there.
-    if gone := set(range(num_shards)) - set(folder.finished_parts()):
-        raise EngineError(f"{name}: {len(gone)} of {num_shards} parts were removed while it worked; run the same again")
+    check_all_there(folder, num_shards, name)
     return stats
+
+
+def check_all_there(folder: StageFolder, num_shards: int, name: str) -> None:
+    """Raises `EngineError` if a part is missing that was counted as written: in a bucket an older start may take back
+    one of its own. Over NFS what other machines have put there is in no listing for up to a minute."""
+    start = time.monotonic()
+    while gone := set(range(num_shards)) - set(folder.finished_parts()):
+        if time.monotonic() - start > _LISTED_WITHIN_SECONDS:
+            parts = f"{len(gone)} of {num_shards} parts"
+            raise EngineError(f"{name}: {parts} were removed while it worked; run the same again")
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _dataset(shards: list[int]) -> ray.data.Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 from prm_ray.config import RunConfig
@@ -27,6 +28,7 @@ from prm_ray.rewardmodels import HEADS
 from prm_ray.scorer import Scorer
 from prm_ray.stages.steprewards import RewardsOfGroups, add_published_rewards, add_step_rewards
 from prm_ray.tables import StageFolder
+from prm_ray.texts import text_step_ends
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,9 @@ class _Published:
 
     def encoded(self, solution: Solution) -> dict[str, Any]:
         text, char_ends = join_steps(solution.steps, self._step_rule)
-        encoded = self._scorer.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return _at(token_ends_at(char_ends, [end for _, end in encoded["offset_mapping"]]), encoded["input_ids"])
+        steps = [text[start:end] for start, end in pairwise([0, *char_ends])]
+        tokens: Any = self._scorer.tokenizer(text, add_special_tokens=False).input_ids
+        return _at(text_step_ends(self._scorer.tokenizer, steps), tokens)
 
     def add_rewards(self, rows: list[dict[str, Any]], solutions: Sequence[Solution]) -> None:
         add_published_rewards(rows, [(each.problem, each.steps) for each in solutions], self._scorer)

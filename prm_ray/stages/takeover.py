@@ -13,6 +13,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from prm_ray.attempts import Attempt, is_earlier
 from prm_ray.errors import UserError
 from prm_ray.metricslog import METRICS_FILE
 from prm_ray.objectstore import is_remote
@@ -35,11 +36,11 @@ def taken_over(folder: StageFolder) -> Path | None:
     if is_remote(folder.path):
         return take_over(folder, f"{STORAGE}/{RUN_NAME}", TAKEN)
     taken = folder.workspace / TAKEN
-    others = [place for place in _places(folder) if place != folder.workspace]
-    if folder.attempt is not None and others and not (folder.workspace / STORAGE).is_dir():
-        _take_newest(folder, others)
+    earlier = [] if folder.attempt is None else _places(folder.path, folder.attempt)
+    if earlier and not (folder.workspace / STORAGE).is_dir():
+        _take_newest(folder, earlier)
         folder.check()
-        for place in others:
+        for place in earlier:
             _remove(place / STORAGE if place == folder.path else place, folder.workspace)
     return taken if taken.is_dir() else None
 
@@ -53,10 +54,10 @@ def _remove(path: Path, workspace: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _places(folder: StageFolder) -> list[Path]:
-    """Where attempts have worked: their workspaces, and of earlier versions the folder itself."""
-    found = [path for path in folder.path.glob("attempt-*") if path.is_dir()]
-    return sorted([*found, *([folder.path] if (folder.path / STORAGE).is_dir() else [])])
+def _places(folder: Path, attempt: Attempt) -> list[Path]:
+    """Where attempts before this one have worked: their workspaces, and of earlier versions the folder itself."""
+    found = [path for path in folder.glob("attempt-*") if path.is_dir() and is_earlier(path.name, attempt)]
+    return sorted([*found, *([folder] if (folder / STORAGE).is_dir() else [])])
 
 
 def _take_newest(folder: StageFolder, places: list[Path]) -> None:

@@ -5,7 +5,8 @@ The reference's log-probs of all rows must come from one model: a row's fingerpr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +60,22 @@ def read_training_rows(config: RunConfig, columns: Sequence[str], stage: str = "
     held_out = dict(zip(tested["prompt_id"].to_pylist(), tested["problem"].to_pylist(), strict=True))
     selection = select(tables, held_out, config.select, config.run.seed)
     check_soft_labels(config.train.objective, pc.drop_null(selection.table["soft_label"]).to_pylist())
-    return selection
+    return replace(selection, table=without_mismatched(selection.table, held_out))
+
+
+def without_mismatched(table: pa.Table, held_out: Iterable[str]) -> pa.Table:
+    """No row with a response of these problems behind its prompt, nor with one that nobody knows the problem of.
+
+    Such rows stay, and are trained on without it: the KL is estimated from those of the others.
+    """
+    if "mismatched_prompt_id" not in table.column_names:
+        return table
+    owner = table["mismatched_prompt_id"]
+    is_free = pc.and_(pc.is_valid(owner), pc.invert(pc.is_in(owner, value_set=pa.array(held_out, pa.string()))))
+    for name in ("mismatched_tokens", "mismatched_logprob"):
+        kept = pc.if_else(is_free, table[name], pa.scalar(None, table.schema.field(name).type))
+        table = table.set_column(table.schema.get_field_index(name), name, kept)
+    return table
 
 
 def read_test_rows(config: RunConfig, columns: list[str], stage: str = "reference") -> pa.Table:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,13 +19,15 @@ from prm_ray.errors import UserError
 from prm_ray.objectstore import downloaded, is_remote
 from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy
-from prm_ray.stages.trainingrows import read_training_rows
+from prm_ray.stages.trainingrows import read_training_rows, without_mismatched
 from prm_ray.steplosses import training_loss
 from prm_ray.tables import StageFolder
 from prm_ray.trainer import Trainer
+from prm_ray.trainingdata import share
+from prm_ray.weights import collected, world
 
 _KEPT = ("prompt_id", "prompt_tokens", "response_tokens", "ref_logprobs", "correct", "soft_label")
-_MISMATCHED = ("mismatched_tokens", "mismatched_logprob")
+_MISMATCHED = ("mismatched_tokens", "mismatched_logprob", "mismatched_prompt_id")
 
 
 def needs_step_labels(config: RunConfig) -> bool:
@@ -124,7 +127,7 @@ def check_labels(data: OutcomeData, config: RunConfig) -> None:
         raise UserError(
             "train.objective 'kto' needs responses that reference scored behind another prompt, and there are none: it "
             f"takes those of the same part, so generate.problems_per_shard (now {config.generate.problems_per_shard}) "
-            "must be above 1"
+            "must be above 1 (or a version made them that did not note whose they are: --fresh reference)"
         )
 
 
@@ -136,7 +139,11 @@ def held_out_responses(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def held_out_measure(config: RunConfig, rows: StoredRows) -> Callable[[Trainer], dict[str, Any]]:
-    """Loss, accuracy and AUC of response rewards on the held-out share, whatever the objective."""
+    """Loss, accuracy and AUC of response rewards on the held-out share, whatever the objective.
+
+    Every worker reads a part of it and has the figures of the whole: one alone would let the others wait, and after
+    half an hour they take it for dead.
+    """
     section = config.train
     beta = section.beta if section.reward == "log_ratio" else 1.0
     data = OutcomeData(
@@ -148,7 +155,9 @@ def held_out_measure(config: RunConfig, rows: StoredRows) -> Callable[[Trainer],
 
     def measure(trainer: Trainer) -> dict[str, Any]:
         preview = partial(trainer.preview, token_budget=section.token_budget)
-        return held_out_metrics(data.rewards(range(len(data.sizes)), beta, preview))
+        mine = share(range(len(data.sizes)), *world())
+        found = collected(data.rewards(mine, beta, preview))
+        return held_out_metrics(sorted(found, key=itemgetter(0)))
 
     return measure
 
@@ -163,4 +172,5 @@ def _part(table: pa.Table, config: RunConfig, held_out: bool) -> pa.Table:
     random.Random(f"{config.train_seed}-held-out").shuffle(prompts)
     num_held_out = round(config.train.validation_fraction * len(prompts))
     chosen = prompts[:num_held_out] if held_out else prompts[num_held_out:]
-    return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
+    part = table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(chosen, pa.string())))
+    return part if held_out else without_mismatched(part, prompts[:num_held_out])

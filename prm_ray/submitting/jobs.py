@@ -117,6 +117,11 @@ def has_ended(job: Any) -> bool:
     return job.status.is_terminal()
 
 
+def was_started(job: Any) -> bool:
+    """Of a job that has ended: its process was put on a node, so something of its work may be done."""
+    return job.driver_node_id is not None
+
+
 def exit_code(job: Any) -> int:
     """Of a job that has ended: its process's own, 128 + the signal's number if one ended it, 1 if none was started."""
     if job.status == "SUCCEEDED":

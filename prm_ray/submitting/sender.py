@@ -11,7 +11,7 @@ from typing import Any
 from prm_ray.errors import UserError
 from prm_ray.runlog import log
 from prm_ray.submitting.following import JobGoneError
-from prm_ray.submitting.jobs import Jobs, Surroundings, exit_code, how_it_ended
+from prm_ray.submitting.jobs import Jobs, Surroundings, exit_code, how_it_ended, was_started
 from prm_ray.submitting.work import VERB_KEY, WORDS_KEY, Work
 from prm_ray.tables import StageFolder
 
@@ -55,15 +55,17 @@ class Sender:
                 if not retries:
                     raise
                 log.info("%s", error)
+                started = True  # as far as anybody knows
             else:
                 log.info("job %s %s", name, how_it_ended(job))
                 code = exit_code(job)
                 if not retries or job.status != "FAILED" or code == _BAD_INPUT:
                     return code
+                started = was_started(job)
             retries -= 1
             log.info("again, and then %d more times at most", retries)
             time.sleep(_RETRY_SECONDS)
-            work = work.again()
+            work = work.again() if started else work  # what was to be redone is there still
             name = self.submit(work, self.jobs.free_name(name))
 
     def run_chain(self, work: Work) -> int:

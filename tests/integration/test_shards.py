@@ -10,6 +10,7 @@ from ray.data import DataContext
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, UserError
+from prm_ray.stages import shards
 from prm_ray.stages.cluster import check_room
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.shards import ShardStats, map_shards
@@ -138,7 +139,8 @@ def test_a_shard_may_take_as_long_as_it_likes_unless_a_limit_is_set(
     assert DataContext.get_current().execution_no_progress_timeout_s == -1
 
 
-def test_a_part_that_another_start_took_back_is_missed(folder: StageFolder):
+def test_a_part_that_another_start_took_back_is_missed(folder: StageFolder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "_LISTED_WITHIN_SECONDS", 0.5)
     with pytest.raises(EngineError, match="generate: 1 of 4 parts were removed while it worked; run the same again"):
         work(folder, "is taken back")
     assert len(work(folder)) == 1 and folder.finished_parts() == [0, 1, 2, 3]

@@ -117,6 +117,13 @@ def test_a_number_must_be_finite(settings: dict[str, Any], message: str) -> None
         parse_config(settings)
 
 
+@pytest.mark.parametrize("stage", ["warmup", "train"])
+def test_workers_that_train_together_cannot_share_a_gpu(stage: str) -> None:
+    with pytest.raises(UserError, match=f"{stage}: gpus_per_worker 0.5 must be 1 with num_workers 2"):
+        parse_config({stage: {"num_workers": 2, "gpus_per_worker": 0.5}})
+    parse_config({stage: {"gpus_per_worker": 0.5}, "score": {"num_workers": 2, "gpus_per_worker": 0.5}})
+
+
 @pytest.mark.parametrize(
     ("train", "select", "message"),
     [

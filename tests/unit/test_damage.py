@@ -193,6 +193,15 @@ def test_a_new_attempt_takes_over_the_checkpoint_of_the_one_that_got_farthest(tm
     assert (third.workspace / "metrics.jsonl").read_text().splitlines()[-1] == '{"step": 8}'
 
 
+def test_the_workspace_of_a_newer_attempt_is_left_alone_before_that_has_told_of_itself(tmp_path: Path):
+    """It makes its workspace first; over NFS a listing may be old, so that its mark is seen half a minute later."""
+    killed_training(tmp_path, 8)
+    folder, newer = attempt_at(tmp_path, "train"), attempt_at(tmp_path, "train")
+    assert newer.attempt is not None
+    (newer.path / newer.attempt.file).unlink()
+    assert takeover.taken_over(folder) is not None and newer.workspace.is_dir()
+
+
 def test_a_cut_off_training_state_is_named_and_nothing_is_removed(tmp_path: Path):
     older = killed_training(tmp_path, 8)
     cut(older.workspace / ".ray_train" / "fit" / "checkpoint_8" / "state-00000-of-00001.safetensors")

@@ -14,8 +14,10 @@ import pytest
 
 from prm_ray.config import parse_config
 from prm_ray.scorer import Scorer
+from prm_ray.scoring.asks import Item
 from prm_ray.serve import app
 from prm_ray.serve.asking import Gateway
+from prm_ray.serve.dialects.chat import _order
 from prm_ray.serve.generator import HttpGenerator
 from prm_ray.settings import PromptSection
 from tests.serving import asked, post, tiny_api, tiny_scorer
@@ -195,6 +197,12 @@ def test_a_candidate_without_an_answer_comes_behind_all_that_have_one(
     assert found["choices"][-1]["message"]["content"] == best + " +"
     rewards_by_place = found["prm_metadata"]["rewards"]
     assert rewards_by_place[-1] == max(rewards_by_place), "it would be the answer by its reward"
+
+
+def test_one_without_an_answer_takes_no_weight_from_the_votes_however_good_it_is() -> None:
+    """Sums of log-ratios lie far apart: beside a reward of 3 the weights of all answers are 0 in floating point."""
+    items = [Item(rewards={"sum": reward}) for reward in (-1002.0, -1000.0, 3.0, -1002.0)]
+    assert _order(items, ["a", "b", None, "a"], "sum", "weighted") == [1, 0, 3, 2]
 
 
 def test_if_no_candidate_has_an_answer_the_best_reward_decides(

@@ -7,7 +7,10 @@ import pytest
 from prm_ray.config import load_config
 from prm_ray.errors import UserError
 from prm_ray.planning.hardware import cluster_of_gpus
+from prm_ray.planning.memory import Training
 from prm_ray.planning.plan import Plan, plan_run
+from prm_ray.planning.rates import Stepping, step_seconds
+from prm_ray.planning.shapes import Shape
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "llama31_8b_implicit_prm.toml"
 ON_TWELVE = ["reference.num_workers=12", "train.num_workers=12", "score.num_workers=12"]
@@ -51,3 +54,26 @@ def test_advice_asks_for_no_more_engines_than_the_nodes_hold():
     large = "model.name=meta-llama/Llama-3.1-70B-Instruct"
     plan = plan_of(large, "generate.gpus_per_engine=2", "generate.num_engines=6")
     assert plan.advice["generate"] == ("generate.gpus_per_engine=4", "generate.num_engines=2")
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "nodes"),
+    [(8, 1, 1), (9, 1, 2), (4, 2, 1), (5, 2, 2), (2, 5, 2), (8, 0.6, 1), (12, 0.6, 2)],
+)
+def test_gradients_cross_the_network_where_a_node_has_no_room_for_all_workers(workers: int, gpus: float, nodes: int):
+    """NVLink of 450 GB/s within a node, 50 GB/s between nodes."""
+    shape, step = Shape(8, 3, 16, 2, 1, 100, True), Stepping(1000, 1, gpus)
+    _, waiting = step_seconds(shape, Training(num_workers=workers), step, 5, 2, cluster_of_gpus("8xH100", nodes))
+    assert waiting == pytest.approx(8 * shape.parameters / (0.7 * (450e9 if nodes == 1 else 50e9)))
+
+
+def test_a_plan_counts_the_gpus_of_each_worker():
+    """Eight workers of two GPUs are on two nodes of eight GPUs, as sixteen of one are, and train half as fast."""
+
+    def seconds(gpus: int, workers: int) -> float:
+        settings = [f"train.num_workers={workers}", f"train.gpus_per_worker={gpus}", f"train.batch_size={8 * workers}"]
+        config = load_config(PAPER, ["train.parallel=ddp", "train.lora_rank=8", *settings])
+        plan = plan_run(config, cluster_of_gpus("8xH100", 2))
+        return next(stage.seconds for stage in plan.stages if stage.stage == "train") or 0.0
+
+    assert seconds(2, 8) == pytest.approx(2 * seconds(1, 16))

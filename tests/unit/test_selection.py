@@ -7,6 +7,7 @@ import pytest
 
 from prm_ray.core.metrics import pass_at_k
 from prm_ray.core.selection import (
+    answered_first,
     best_of_n,
     best_of_n_accuracy,
     log_vote_weights,
@@ -60,6 +61,14 @@ def test_vote_survives_rewards_whose_sigmoid_is_zero(how):
     assert vote_picks(["a", "a", "b"], log_weights, np.ones((1, 3), dtype=bool))[0] == 2
 
 
+@pytest.mark.parametrize("how", ["sigmoid", "softmax"])
+def test_a_vote_beside_a_far_better_candidate_without_an_answer(how):
+    """One vote of 1 against two of 0.135, as small as all of them are beside that of a response that was cut short."""
+    rewards = [-1002.0, -1000.0, 3.0, -1002.0]
+    picked = vote_picks(["a", "b", None, "a"], log_vote_weights(rewards, how), np.ones((1, 4), dtype=bool))
+    assert picked.tolist() == [1]
+
+
 def test_best_of_two_of_three_by_hand():
     """Ranks: right, wrong, right. Pairs 12 -> right, 13 -> right, 23 -> wrong: 2/3."""
     assert best_of_n_accuracy([3.0, 2.0, 1.0], [True, False, True], 2) == pytest.approx(2 / 3)
@@ -70,6 +79,18 @@ def test_closed_form_of_best_of_n_equals_all_subsets_with_ties_too(n):
     rewards, correct = RNG.integers(0, 4, size=7).astype(float), RNG.random(7) < 0.5
     picks = [chosen[best_of_n(rewards[list(chosen)])] for chosen in combinations(range(7), n)]
     assert best_of_n_accuracy(rewards, correct, n) == pytest.approx(np.mean(correct[picks]))
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_best_of_any_subset_is_the_best_that_has_an_answer_or_else_the_best(n):
+    """Imported responses are judged also where no answer was found in them."""
+    rewards, answers = np.array([1.0, 8.0, 9.0, 9.0, 2.0]), ["a", None, None, None, "b"]
+    correct = np.array([False, False, True, False, True])
+    picks = [
+        max(chosen, key=lambda index: (answers[index] is not None, rewards[index], -index))
+        for chosen in combinations(range(5), n)
+    ]
+    assert best_of_n_accuracy(answered_first(rewards, answers), correct, n) == pytest.approx(np.mean(correct[picks]))
 
 
 @pytest.mark.parametrize("n", range(1, 9))

@@ -29,6 +29,7 @@ class Job:
     runtime_env: dict[str, Any] = field(default_factory=dict)
     status: JobStatus = JobStatus.RUNNING
     driver_exit_code: int | None = None
+    driver_node_id: str | None = "node"
     message: str = ""
     start_time: int = 0
     end_time: int | None = 3000
@@ -174,6 +175,15 @@ def test_a_failed_job_is_tried_again_without_fresh_until_it_succeeds(tmp_path: P
     cluster = Cluster(1, 137)
     assert sender(cluster, retries=3).run(work(tmp_path, fresh="train")) == 0
     assert [job.entrypoint.endswith("--fresh=train") for job in cluster.jobs] == [True, False, False]
+
+
+def test_a_job_that_was_never_started_is_tried_again_with_fresh(tmp_path: Path):
+    """No node had room for its process. Without it the next try would find the stage finished, and do nothing."""
+    cluster = Cluster()
+    name = sender(cluster).submit(work(tmp_path, fresh="train"))
+    cluster.jobs[0].status, cluster.jobs[0].driver_node_id = JobStatus.FAILED, None
+    assert sender(cluster, retries=1).run(work(tmp_path, fresh="train"), name) == 0
+    assert [job.entrypoint.endswith("--fresh=train") for job in cluster.jobs] == [True, True]
 
 
 @pytest.mark.parametrize(("codes", "num_jobs", "code"), [((1, 1, 1), 3, 1), ((2, 0), 1, 2)])

@@ -4,6 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from prm_ray.config import RunConfig, parse_config
 from prm_ray.errors import UserError
@@ -14,9 +18,10 @@ from prm_ray.rewardmodels import load_with_value_head
 from prm_ray.stages.pipeline import clear_from, run_stage
 from prm_ray.stages.processbench import ProcessBenchWorker
 from prm_ray.stages.processbench_report import make_report
-from prm_ray.stages.solutions import Solution
+from prm_ray.stages.solutions import Solution, open_reader
 from prm_ray.tables import StageFolder
 from tests.published import save_published
+from tests.tiny import CHAT_TEMPLATE
 
 STEPS = ["1 + 2 = 3", "3 + 4 = 8", "Answer: 8"]
 
@@ -81,3 +86,19 @@ def test_a_published_model_is_asked_in_its_own_format(tmp_path: Path) -> None:
         run_stage(config, "policy")
     clear_from(config, "processbench")
     assert not StageFolder(tmp_path / "run", "processbench").path.exists()
+
+
+def test_given_steps_end_with_their_tokens_where_a_tokenizer_leaves_white_space_out(tmp_path: Path) -> None:
+    """The next step's first token begins behind the newline that closes this one, and is the next step's."""
+    model = save_published(tmp_path / "model", "qwen_prm")
+    numbers = [*"123478+=:", "Answer"]
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(["?", *numbers])}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="<|end|>")
+    tokenizer.add_tokens(["<extra_0>"], special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    reader = open_reader(config_of(tmp_path / "run", score={"model": model, "style": "qwen_prm"}))
+    encoded = reader.encoded(Solution("gsm8k", "a", "1+2+4?", STEPS, 1))
+    assert len(encoded["response_tokens"]) == 12
+    assert encoded["step_ends"] == [5, 10, 12]

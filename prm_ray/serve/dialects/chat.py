@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from fastapi.responses import StreamingResponse
 
-from prm_ray.core.selection import log_vote_weights, majority_vote, weighted_vote
+from prm_ray.core.selection import answered_first, log_vote_weights, majority_vote, vote_picks
 from prm_ray.models import build_messages
 from prm_ray.scoring.asks import Ask, Item, ModelFacts, Problem, Refusal, RefusedError, Scored
 from prm_ray.serve.asking import Asked, Asking
@@ -130,13 +130,13 @@ def _order(items: list[Item], answers: list[str | None], aggregation: str, vote:
         reasons = "; ".join(dict.fromkeys(item.failure.message for item in items if item.failure is not None))
         raise RefusedError(Refusal(502, "not_scored", f"none of {len(items)} candidates could be scored: {reasons}"))
     rewards = [items[index].rewards[aggregation] for index in good]
-    order = sorted(range(len(good)), key=lambda place: (answers[good[place]] is None, -rewards[place]))
-    if vote != "none" and any(answers[index] is not None for index in good):
-        voted = [answers[index] for index in good]
+    voted = [answers[index] for index in good]
+    order = np.argsort(-answered_first(rewards, voted)).tolist()
+    if vote != "none" and any(answer is not None for answer in voted):
         winner = (
             majority_vote(voted)
             if vote == "majority"
-            else weighted_vote(voted, np.exp(log_vote_weights(rewards, "softmax")))
+            else vote_picks(voted, log_vote_weights(rewards, "softmax"), np.ones((1, len(good)), dtype=bool))[0]
         )
         agreeing = [place for place in order if voted[place] == voted[winner]]
         order = agreeing + [place for place in order if place not in agreeing]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prm_ray.core.metrics import pass_at_k
-from prm_ray.core.selection import best_of_n_accuracy, log_vote_weights, subsets, vote_accuracy
+from prm_ray.core.selection import answered_first, best_of_n_accuracy, log_vote_weights, subsets, vote_accuracy
 from prm_ray.parquetfiles import read_parquet
 from prm_ray.search.candidate import ROOT
 from prm_ray.tables import StageFolder, count_failures
@@ -63,21 +63,13 @@ class Searched:
         if how == ORACLE:
             return pass_at_k(self.num_competing, int(self.correct_N.sum()), n)
         if how == "best":
-            return best_of_n_accuracy(self._places_N(), self.correct_N, n)
+            return best_of_n_accuracy(answered_first(self.values_N, self.answers), self.correct_N, n)
         log_weights_N = (
             np.zeros(self.num_competing) if how == "majority" else log_vote_weights(self.values_N, "softmax")
         )
         rng = np.random.default_rng([seed, zlib.crc32(self.prompt_id.encode()), n])
         members_KN = subsets(self.num_competing, n, _SUBSETS, rng)
         return vote_accuracy(self.answers, self.correct_N, log_weights_N, members_KN)
-
-    def _places_N(self) -> NDArray[np.float64]:
-        """The higher the better: by value, those without an answer behind all that have one, as `picking` has it."""
-        has_none_N = np.array([answer is None for answer in self.answers])
-        order_N = np.lexsort((-self.values_N, has_none_N))
-        places_N = np.empty(self.num_competing)
-        places_N[order_N] = -np.arange(self.num_competing)
-        return places_N
 
 
 @dataclass
