@@ -156,10 +156,11 @@ class Trainer:
         on the CPU."""
         batches = pack(groups, token_budget)
         found = [[torch.zeros(0)] * len(group.responses) for group in groups]
+        num_idle = self._weights.num_passes(len(batches)) - len(batches)  # before any: workers talk in one order
         for batch in batches:
             for (group, response), logprobs_T in unpack(self._weights.read(batch).cpu(), batch):
                 found[group][response] = logprobs_T
-        for _ in range(self._weights.num_passes(len(batches)) - len(batches)):
+        for _ in range(num_idle):
             self._weights.read(_smallest_batch())
         return found
 
