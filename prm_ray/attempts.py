@@ -88,6 +88,10 @@ def is_earlier(workspace: str, attempt: Attempt) -> bool:
     return int(workspace.split("-")[1]) < attempt.number
 
 
+def is_later(workspace: str, attempt: Attempt) -> bool:
+    return int(workspace.split("-")[1]) > attempt.number
+
+
 def enter(path: Path, attempt: Attempt, is_fenced: bool) -> None:
     """Tell others that this attempt works in the folder of a stage. Raises `TakenOverError` as `hold` does."""
     with open_folder(path) as folder:

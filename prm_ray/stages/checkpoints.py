@@ -16,7 +16,7 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
-from prm_ray.attempts import is_earlier
+from prm_ray.attempts import is_later
 from prm_ray.folders import remove_leftover, scratch_folder, storing
 from prm_ray.objectstore import arrow_file_system, file_system, is_remote
 from prm_ray.stages.takeover import STORAGE, TAKEN
@@ -45,7 +45,7 @@ class Checkpoints:
 
     def __init__(self, folder: StageFolder):
         self._workspace = folder.shared_workspace
-        self._drafts = _clean_drafts(folder)
+        self._folder, self._drafts = folder, _clean_drafts(folder)
         self._has_reported = False
         self._owns_what_was_taken = ray.train.get_context().get_world_rank() == 0
 
@@ -84,7 +84,7 @@ class Checkpoints:
 
     def close(self) -> None:
         self.settle()
-        shutil.rmtree(self._drafts, ignore_errors=True)
+        _clean_drafts(self._folder)
         with suppress(OSError):  # another attempt's are there, or another worker was first
             self._drafts.parent.rmdir()
             self._drafts.parent.parent.rmdir()
@@ -97,10 +97,11 @@ class Checkpoints:
 
 def _clean_drafts(folder: StageFolder) -> Path:
     """Where the workers of this attempt write on this machine, without what workers left that were killed here: of
-    this attempt or an earlier one, whatever their rank was. A newer attempt may be writing beside it."""
-    place, attempt = scratch_folder(folder.path / "checkpoints"), folder.attempt
-    own = place / ("attempt-0" if attempt is None else attempt.workspace)
-    for path in place.glob("attempt-*"):
-        if path == own or (attempt is not None and is_earlier(path.name, attempt)):
-            shutil.rmtree(path, ignore_errors=True)
-    return own
+    this attempt, an earlier one, or one with its number in a folder that was removed since, whatever their rank was. A
+    newer attempt may be writing beside it."""
+    path = folder.path if is_remote(folder.path) else folder.path.resolve()  # other runs may have the same name
+    place, attempt = scratch_folder(path / "checkpoints"), folder.attempt
+    for draft in place.glob("attempt-*"):
+        if attempt is None or not is_later(draft.name, attempt):
+            shutil.rmtree(draft, ignore_errors=True)
+    return place / ("attempt-0" if attempt is None else attempt.workspace)

@@ -32,6 +32,11 @@ def start_ray(config: RunConfig) -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        if address.startswith(("http://", "https://")):
+            raise UserError(
+                f"RAY_ADDRESS {address!r} is a dashboard's, which prm-ray submit sends jobs to: to work on that "
+                "cluster from here it must be its head's own address (HOST:6379)"
+            )
         try:
             ray.init(address=address, logging_level="WARNING")
         except ConnectionError as error:

@@ -30,7 +30,7 @@ from prm_ray.config import RunConfig
 from prm_ray.core.device import number_format, own_device
 from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
-from prm_ray.errors import NonFiniteLossError, TakenOverError
+from prm_ray.errors import EngineError, NonFiniteLossError, TakenOverError
 from prm_ray.folders import filling, remove_leftover, write_file
 from prm_ray.metricslog import METRICS_FILE, MetricsLog, follow_metrics, steps_recorded
 from prm_ray.models import load_model, load_tokenizer
@@ -48,6 +48,7 @@ from prm_ray.trainingdata import TrainingData, plan_steps, share
 from prm_ray.weights import total, world
 
 _FAILURE = "failure.txt"
+_OF_A_MODEL = ("config.json", "adapter_config.json")
 _STORE_SECONDS = 5.0
 """A look at an object store takes some requests, which a step of a small model would wait for."""
 
@@ -85,7 +86,8 @@ class FitPlan:
 def fit(plan: FitPlan, num_steps: int) -> None:
     """Run the plan to its end; leaves the model folder and metrics.jsonl in the workspace of `plan.folder`.
 
-    Raises `NonFiniteLossError` if the loss stops being finite, `TakenOverError` if another attempt has taken over.
+    Raises `NonFiniteLossError` if the loss stops being finite, `TakenOverError` if another attempt has taken over,
+    `EngineError` if the workers alone took it for taken over: on their machines the folder is not there.
     """
     taken = taken_over(plan.folder)
     plan = replace(plan, resume_from=None if taken is None else stored_checkpoint(taken))
@@ -128,6 +130,8 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     plan.folder.check()
     if failure.is_file():
         raise NonFiniteLossError(failure.read_text(encoding="utf-8"))
+    if not any((workspace / name).is_file() for name in _OF_A_MODEL):
+        raise EngineError(f"{plan.name}: its workers ended without a model: do all machines see {str(workspace)!r}?")
     if plan.folder.attempt is None:
         remove_leftover(workspace / STORAGE)
 
@@ -225,9 +229,11 @@ class _Fence:
 def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
     section, config = plan.section, plan.config
     is_sharded = section.parallel == "fsdp"
+    compute_dtype = number_format(config.model.dtype, own_device())
     model = plan.load(
         plan.model,
-        "float32" if plan.adapter is None else config.model.dtype,  # what an adapter freezes needs no masters
+        # what an adapter freezes needs no masters; the format is of where it computes, not of where it is loaded
+        "float32" if plan.adapter is None else str(compute_dtype).removeprefix("torch."),
         config.model.trust_remote_code,
         device="cpu" if is_sharded else None,  # from there each layer goes to the GPU and is cut at once
     )
@@ -236,7 +242,7 @@ def _new_trainer(plan: FitPlan, num_steps: int) -> Trainer:
     return Trainer(
         model,
         Schedule(section.lr, num_steps, section.warmup_ratio, section.cycles),
-        compute_dtype=number_format(config.model.dtype, own_device()),
+        compute_dtype=compute_dtype,
         weight_decay=section.weight_decay,
         grad_clip=section.grad_clip,
         freeze_embeddings=section.freeze_embeddings,

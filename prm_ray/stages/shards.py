@@ -93,13 +93,17 @@ def map_shards(
 
 
 def check_all_there(folder: StageFolder, num_shards: int, name: str) -> None:
-    """Raises `EngineError` if a part is missing that was counted as written: in a bucket an older start may take back
-    one of its own. Over NFS what other machines have put there is in no listing for up to a minute."""
+    """Wait until all parts are listed: over NFS what other machines have put there is in no listing for up to a minute.
+
+    Raises `EngineError` if one is missing that was counted as written, as in a bucket an older start may take back one
+    of its own; `TakenOverError` if the folder is another one now.
+    """
     start = time.monotonic()
     while gone := set(range(num_shards)) - set(folder.finished_parts()):
         if time.monotonic() - start > _LISTED_WITHIN_SECONDS:
             parts = f"{len(gone)} of {num_shards} parts"
             raise EngineError(f"{name}: {parts} were removed while it worked; run the same again")
+        folder.check()  # with the folder gone, or begun anew, none will come
         time.sleep(_LOOK_AGAIN_SECONDS)
 
 

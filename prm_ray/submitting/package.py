@@ -23,7 +23,9 @@ MIB = 2**20
 LARGEST_FILE = 10 * MIB
 """A larger file is sent only if the config names it."""
 LARGEST_PACKAGE = 200 * MIB
-"""Before compression. Each node of the cluster unpacks it; Ray itself ends at 512 MiB."""
+"""Before compression. Each node of the cluster unpacks it."""
+LARGEST_UPLOAD = 100 * MIB
+"""Compressed: Ray's dashboard takes less, and says of more nothing but that it is too large."""
 MOST_FILES = 20_000
 IGNORE_FILES = (".gitignore", ".rayignore")
 
@@ -47,7 +49,10 @@ class Package:
     """Those that were too large."""
 
     def write(self, target: Path) -> None:
-        """Write the zip file. The same files make the same bytes, which a cluster that has them is not sent again."""
+        """Write the zip file. The same files make the same bytes, which a cluster that has them is not sent again.
+
+        Raises `UserError` if it is more than a cluster takes, naming the folders that make it so.
+        """
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name in sorted(self.files):
                 path = self.root / name
@@ -55,6 +60,9 @@ class Package:
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.external_attr = (path.stat().st_mode & 0o777) << 16
                 archive.writestr(entry, path.read_bytes())
+        if (size := target.stat().st_size) >= LARGEST_UPLOAD:
+            how_much = f"{in_mib(size)} compressed (Ray's dashboard takes less than {in_mib(LARGEST_UPLOAD)})"
+            raise _too_much(self.root, self.files, how_much)
 
     def in_words(self) -> str:
         text = f"{len(self.files)} files of {self.root} ({in_mib(sum(self.files.values()))})"

@@ -23,7 +23,7 @@ def test_every_stage_runs_the_code_of_a_model_where_that_is_allowed(tmp_path: Pa
         model={"trust_remote_code": True},
         train={"lr": 1e-3},
         search={"sizes": [2], "num_problems": 2},
-        serve={"port": server.free_port(), "generator": "vllm"},
+        serve={"generator": "vllm"},
     )
     pipeline.run_all(config)
     rows = list(StageFolder(config.run.dir, "score").rows())
@@ -37,7 +37,8 @@ def test_every_stage_runs_the_code_of_a_model_where_that_is_allowed(tmp_path: Pa
     pipeline.run_stage(config, "search")
     candidates = list(StageFolder(config.run.dir, "search").rows())
     assert len(candidates) == 4 and not any(row["error"] for row in candidates)
-    url = server.start(config)
+    section = config.serve.model_copy(update={"port": server.free_port()})
+    url = server.start(config.model_copy(update={"serve": section}))
     try:
         body = {"problem": rows[0]["problem"], "responses": [rows[0]["response_tokens"]]}
         served = call(f"{url}/v1/rewards", body)

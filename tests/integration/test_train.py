@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prm_ray.config import RunConfig
-from prm_ray.errors import NonFiniteLossError, UserError
+from prm_ray.errors import EngineError, NonFiniteLossError, TakenOverError, UserError
 from prm_ray.models import load_model, read_prm_json
 from prm_ray.scorer import Scorer
 from prm_ray.scoring.served import load_scorer, served_models
@@ -148,3 +148,21 @@ def test_a_target_the_model_does_not_have_ends_the_stage_before_it_begins(tiny_m
     config = tiny_config(tmp_path, tiny_model, train={"lora_rank": 4, "lora_targets": ["query"]})
     with pytest.raises(UserError, match="'query' must be a linear layer"):
         train.check(config)
+
+
+class SeenHereOnly(StageFolder):
+    """A folder that lies on the driver's machine alone."""
+
+    def check(self) -> None:
+        if "RayTrainWorker" in Path("/proc/self/cmdline").read_text():
+            raise TakenOverError("there is no such folder")
+        super().check()
+
+
+def test_a_folder_that_no_worker_sees_is_no_training(tiny_model: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny_model)
+    write_reference_table(config)
+    folder = SeenHereOnly(config.run.dir, "train")
+    folder.path.mkdir(parents=True)
+    with pytest.raises(EngineError, match="train: its workers ended without a model: do all machines see"):
+        train.run(config, folder)

@@ -1,5 +1,6 @@
 """What training leaves on the disk of a worker's machine, when workers are killed there and attempts overlap."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,3 +60,34 @@ def test_runs_beside_each_other_have_checkpoints_of_their_own(tmp_path: Path, mo
     draft = write(worker(attempt_at(tmp_path / "run", "train"), 0, monkeypatch), "draft")
     worker(attempt_at(tmp_path / "other", "train"), 0, monkeypatch).close()
     assert draft.is_file()
+
+
+def test_what_a_killed_worker_left_goes_with_a_run_of_the_same_name_that_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was removed: its attempts have the numbers of the new one's."""
+    left = write(worker(attempt_at(tmp_path / "run", "train"), 0, monkeypatch), "draft")
+    shutil.rmtree(tmp_path / "run")
+    worker(attempt_at(tmp_path / "run", "train"), 1, monkeypatch)
+    assert not left.exists()
+
+
+def test_runs_of_one_name_in_two_folders_have_checkpoints_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        drafts.append(write(worker(attempt_at(Path("runs/demo"), "train"), 0, monkeypatch), "draft"))
+    assert all(draft.is_file() for draft in drafts)
+
+
+def test_what_an_older_attempt_writes_at_its_end_goes_with_the_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = attempt_at(tmp_path / "run", "train"), attempt_at(tmp_path / "run", "train")
+    late, training = worker(older, 0, monkeypatch), worker(newer, 0, monkeypatch)
+    draft = write(late, "draft")
+    training.close()
+    assert not draft.exists()

@@ -1,6 +1,7 @@
 """Parts that workers on other machines have written, on a disk whose listings age."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +13,9 @@ from prm_ray.tables import StageFolder
 @pytest.fixture
 def looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses between looks at the folder, which are not waited for."""
+    StageFolder(tmp_path, "label").path.mkdir()
     pauses: list[float] = []
-    monkeypatch.setattr(shards.time, "sleep", pauses.append)
-    monkeypatch.setattr(shards.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(shards, "time", SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses)))
     return pauses
 
 

@@ -81,3 +81,13 @@ def test_the_same_files_make_the_same_bytes_and_programs_stay_programs(tmp_path:
     with zipfile.ZipFile(archives[0]) as archive:
         assert archive.namelist() == ["a/b.txt", "run.sh"]
         assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
+
+
+def test_more_than_a_dashboard_takes_is_too_much_however_little_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(package, "LARGEST_UPLOAD", 1 * MIB)
+    (tmp_path / "root" / "data").mkdir(parents=True)
+    (tmp_path / "root" / "data" / "noise").write_bytes(os.urandom(2 * MIB))
+    with pytest.raises(UserError, match=r"2.0 MiB compressed \(Ray's dashboard takes less than 1.0 MiB\): data/ 2.0"):
+        choose_files(tmp_path / "root").write(tmp_path / "package.zip")
