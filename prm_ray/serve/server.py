@@ -14,11 +14,13 @@ import urllib.request
 from contextlib import suppress
 from types import FrameType
 
+import ray
 from ray import serve
 from ray._private.worker import Worker
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
+from ray.util import list_named_actors
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import StorageError, UserError
@@ -153,6 +155,15 @@ def _drain(section: ServeSection) -> None:
         serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=section.longest_seconds)
     except (KeyboardInterrupt, TimeoutError, RayServeException, RayError) as error:
         log.warning("stopped before all requests were answered (%s)", type(error).__name__)
+        _abandon_requests()
+
+
+def _abandon_requests() -> None:
+    """End the replicas with what they work on: Serve would wait for them as long as a request may take."""
+    for actor in list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(f"SERVE_REPLICA::{APP_NAME}#"):
+            with suppress(ValueError):  # it has just ended
+                ray.kill(ray.get_actor(**actor))
 
 
 def stop() -> None:

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,13 +25,8 @@ RESPONSES = [f"12 + 45 = 57\n57 - 8 = {number}\nAnswer: {number}" for number in 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_answers_those_it_let_in_and_turns_others_away(tmp_path: Path, number: signal.Signals) -> None:
-    section = make_run(tmp_path).serve
-    url = f"http://127.0.0.1:{section.port}"
-    words = [sys.executable, "-m", "prm_ray.cli", "serve", str(tmp_path / "run.toml"), f"run.dir={tmp_path}"]
+    url, process = _begin(tmp_path)
     log = tmp_path / "log"
-    with log.open("w") as file:
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen([*words, f"serve.port={section.port}"], stdout=file, stderr=file, env=env)
     try:
         _wait_for(log, process)
         with ThreadPoolExecutor(len(PROBLEMS)) as pool:
@@ -51,6 +48,30 @@ def test_told_to_stop_it_answers_those_it_let_in_and_turns_others_away(tmp_path:
         if process.poll() is None:
             process.kill()
     assert "Traceback" not in log.read_text()
+
+
+def test_told_a_second_time_it_waits_for_no_request(tmp_path: Path) -> None:
+    """That of a generator that never answers, for which Serve itself would wait as long as a request may take."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        url, process = _begin(tmp_path, f"serve.generator=http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        log = tmp_path / "log"
+        try:
+            _wait_for(log, process)
+            messages = [{"role": "user", "content": "1 + 2"}]
+            asked = pool.submit(call, f"{url}/v1/chat/completions", {"messages": messages})
+            silent.accept()
+            process.send_signal(signal.SIGINT)
+            while "are answered first" not in log.read_text():
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(240) in (0, 130)
+        finally:
+            if process.poll() is None:
+                process.kill()
+        with suppress(urllib.error.URLError, OSError):  # Serve's proxy may be gone already
+            assert asked.result().status == 503
+    assert "stopped before all requests were answered (KeyboardInterrupt)" in log.read_text()
+    assert "failed to shut down" not in log.read_text() and "Traceback" not in log.read_text()
 
 
 @serve.deployment
@@ -83,6 +104,17 @@ def _rewards(url: str, problem: str) -> Reply | None:
         return call(f"{url}/v1/rewards", {"problem": problem, "responses": RESPONSES})
     except (urllib.error.URLError, OSError):
         return None
+
+
+def _begin(folder: Path, *overrides: str) -> tuple[str, subprocess.Popen[bytes]]:
+    """The server's address, and its process; what it says goes to `log`."""
+    section = make_run(folder).serve
+    words = [sys.executable, "-m", "prm_ray.cli", "serve", str(folder / "run.toml"), f"run.dir={folder}"]
+    with (folder / "log").open("w") as file:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        words += [f"serve.port={section.port}", *overrides]
+        process = subprocess.Popen(words, stdout=file, stderr=file, env=env)
+    return f"http://127.0.0.1:{section.port}", process
 
 
 def _wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
