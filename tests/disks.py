@@ -1,4 +1,4 @@
-"""Disks of a test's own: small ones, and such as nothing can be written to."""
+"""Disks of a test's own: small ones, and folders that not all machines see."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from prm_ray.errors import TakenOverError
+from prm_ray.tables import StageFolder
 
 
 @contextmanager
@@ -20,3 +23,12 @@ def memory_disk(folder: Path, options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+class SeenHereOnly(StageFolder):
+    """A folder that lies on the driver's machine alone."""
+
+    def check(self) -> None:
+        if "RayTrainWorker" in Path("/proc/self/cmdline").read_text():
+            raise TakenOverError("there is no such folder")
+        super().check()

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from prm_ray.config import RunConfig
-from prm_ray.errors import EngineError, NonFiniteLossError, TakenOverError, UserError
+from prm_ray.errors import EngineError, NonFiniteLossError, UserError
 from prm_ray.models import load_model, read_prm_json
 from prm_ray.scorer import Scorer
 from prm_ray.scoring.served import load_scorer, served_models
 from prm_ray.stages import train
 from prm_ray.tables import StageFolder
+from tests.disks import SeenHereOnly
 from tests.tables_by_hand import tiny_config, write_reference_table
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -148,15 +149,6 @@ def test_a_target_the_model_does_not_have_ends_the_stage_before_it_begins(tiny_m
     config = tiny_config(tmp_path, tiny_model, train={"lora_rank": 4, "lora_targets": ["query"]})
     with pytest.raises(UserError, match="'query' must be a linear layer"):
         train.check(config)
-
-
-class SeenHereOnly(StageFolder):
-    """A folder that lies on the driver's machine alone."""
-
-    def check(self) -> None:
-        if "RayTrainWorker" in Path("/proc/self/cmdline").read_text():
-            raise TakenOverError("there is no such folder")
-        super().check()
 
 
 def test_a_folder_that_no_worker_sees_is_no_training(tiny_model: str, tmp_path: Path) -> None:
