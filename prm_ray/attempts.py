@@ -85,11 +85,12 @@ def workspaces(folder: Folder) -> list[str]:
 def is_earlier(workspace: str, attempt: Attempt) -> bool:
     """Is this the workspace of an attempt before this one? Of a later one it may be there before all can see that the
     attempt has begun, and nobody but that one and those after it may touch it."""
-    return int(workspace.split("-")[1]) < attempt.number
+    return number_of(workspace) < attempt.number
 
 
-def is_later(workspace: str, attempt: Attempt) -> bool:
-    return int(workspace.split("-")[1]) > attempt.number
+def number_of(workspace: str) -> int:
+    """That of the attempt whose workspace it is."""
+    return int(workspace.split("-")[1])
 
 
 def enter(path: Path, attempt: Attempt, is_fenced: bool) -> None:

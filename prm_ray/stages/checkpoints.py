@@ -16,7 +16,7 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
-from prm_ray.attempts import is_later
+from prm_ray.attempts import number_of
 from prm_ray.folders import remove_leftover, scratch_folder, storing
 from prm_ray.objectstore import arrow_file_system, file_system, is_remote
 from prm_ray.stages.takeover import STORAGE, TAKEN
@@ -45,7 +45,9 @@ class Checkpoints:
 
     def __init__(self, folder: StageFolder):
         self._workspace = folder.shared_workspace
-        self._folder, self._drafts = folder, _clean_drafts(folder)
+        self._attempt, self._place = folder.attempt, _place_for_drafts(folder)
+        self._drafts = self._place / ("attempt-0" if folder.attempt is None else folder.attempt.workspace)
+        self._remove_drafts()
         self._has_reported = False
         self._owns_what_was_taken = ray.train.get_context().get_world_rank() == 0
 
@@ -84,10 +86,17 @@ class Checkpoints:
 
     def close(self) -> None:
         self.settle()
-        _clean_drafts(self._folder)
+        self._remove_drafts()
         with suppress(OSError):  # another attempt's are there, or another worker was first
-            self._drafts.parent.rmdir()
-            self._drafts.parent.parent.rmdir()
+            self._place.rmdir()
+            self._place.parent.rmdir()
+
+    def _remove_drafts(self) -> None:
+        """What workers left that were killed on this machine, whatever their rank was: of this attempt, an earlier one,
+        or one with its number in a folder that was removed since. A newer one may be writing beside it."""
+        for drafts in self._place.glob("attempt-*"):
+            if self._attempt is None or number_of(drafts.name) <= self._attempt.number:
+                shutil.rmtree(drafts, ignore_errors=True)
 
     def _store(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         """In a thread. A failure is told in one line, as everywhere."""
@@ -95,13 +104,7 @@ class Checkpoints:
             return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
 
 
-def _clean_drafts(folder: StageFolder) -> Path:
-    """Where the workers of this attempt write on this machine, without what workers left that were killed here: of
-    this attempt, an earlier one, or one with its number in a folder that was removed since, whatever their rank was. A
-    newer attempt may be writing beside it."""
-    path = folder.path if is_remote(folder.path) else folder.path.resolve()  # other runs may have the same name
-    place, attempt = scratch_folder(path / "checkpoints"), folder.attempt
-    for draft in place.glob("attempt-*"):
-        if attempt is None or not is_later(draft.name, attempt):
-            shutil.rmtree(draft, ignore_errors=True)
-    return place / ("attempt-0" if attempt is None else attempt.workspace)
+def _place_for_drafts(folder: StageFolder) -> Path:
+    """On this machine, where every attempt has a folder in it. A relative path may be that of another run too."""
+    path = folder.path if is_remote(folder.path) else folder.path.resolve()
+    return scratch_folder(path / "checkpoints")

@@ -62,6 +62,9 @@ def test_words_of_a_head_are_looked_up_in_a_tokenizer_that_is_code(own: str) -> 
     (Path(own) / "chat_template.jinja").unlink()
     model, head = {"name": own, "trust_remote_code": True}, {"reward": "label_token"}
     train.check(RunConfig.model_validate({"model": model, "train": head}))
+    with pytest.raises(UserError, match="label_tokens"):
+        words = head | {"label_tokens": ["no single token", "-"]}
+        train.check(RunConfig.model_validate({"model": model, "train": words}))
 
 
 def test_a_scorer_with_a_reference_scores_as_the_same_weights_without_own_code(own: str, tiny_model: str) -> None:
