@@ -120,7 +120,12 @@ def hold(path: Path, attempt: Attempt, is_fenced: bool) -> Iterator[Folder]:
             _check_newest(held, attempt)
             if held.has(MANIFEST):
                 raise TakenOverError(f"{str(path)!r} was finished by another attempt: {attempt} ends here")
-        yield held
+        try:
+            yield held
+        except FileNotFoundError:  # what was being written went with the folder
+            if isinstance(held, ObjectFolder) or _is_marked(held, attempt):
+                raise
+            raise _removed(path, attempt, None) from None
         if isinstance(held, ObjectFolder) and held.put and not _is_marked(held, attempt):  # removed meanwhile
             for name in held.put:
                 held.remove(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -36,6 +37,18 @@ def _run_folder(value: Any) -> Path:
         raise ValueError("must be a path, or an address such as s3://bucket/folder")
     return location(value)
 
+
+def _one_gpu(value: float) -> float:
+    if value > 1:
+        raise ValueError(
+            f"{value:g} must be at most 1: such a process has its model on one GPU. "
+            "Use more processes; those of train share one model with parallel = 'fsdp'"
+        )
+    return value
+
+
+GpusOfAModel = Annotated[float, Field(ge=0), AfterValidator(_one_gpu)]
+"""GPUs of a process that computes with a model of ours; vLLM's engines may have several."""
 
 RunFolder = Annotated[Path, PlainValidator(_run_folder), PlainSerializer(str, return_type=str)]
 """A path of this machine, made absolute (workers have other working folders than the driver), or an address."""
@@ -145,7 +158,7 @@ class FitSection(Section):
     num_workers: int = Field(1, ge=1)
     min_workers: int | None = Field(None, ge=1)
     """Train with so few while there is no room for `num_workers`, and with more when there is; none = wait for all."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: GpusOfAModel = 0
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: each worker holds all weights; `fsdp`: each holds its share of them, for models too large for one GPU."""
     gradient_checkpointing: bool = False
@@ -246,7 +259,7 @@ class ReferenceSection(Section):
     token_budget: int = Field(8192, ge=1)
     """Tokens of one forward pass."""
     num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: GpusOfAModel = 0
 
     @field_validator("step_rule")
     @classmethod
@@ -277,7 +290,7 @@ class StepLabelSection(Section):
     """`confidence`: tokens of one forward pass of the verifier."""
     num_workers: int = Field(1, ge=1)
     """`confidence`, `truth`: processes over the cluster; `monte_carlo` runs on the engines of [generate]."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: GpusOfAModel = 0
 
     @model_validator(mode="after")
     def _has_a_verifier(self) -> StepLabelSection:
@@ -463,7 +476,7 @@ class ScoreSection(Section):
     """Beta of the t-th token: as trained, over t, or times 0.95^(t-1)."""
     token_budget: int = Field(8192, ge=1)
     num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: GpusOfAModel = 0
 
     @model_validator(mode="after")
     def _a_model_has_a_style(self) -> ScoreSection:
@@ -513,7 +526,7 @@ class ProcessBenchSection(Section):
     token_budget: int = Field(8192, ge=1)
     """Tokens of one forward pass."""
     num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: GpusOfAModel = 0
 
     @model_validator(mode="after")
     def _chooses_on_a_subset(self) -> ProcessBenchSection:
@@ -595,7 +608,7 @@ class SearchSection(Section):
     gpus_per_generator: float = Field(0, ge=0)
     """0 = CPU; 0.5 = half a GPU, the other half for a scorer; more than 1 = tensor parallel."""
     num_scorers: int = Field(1, ge=1)
-    gpus_per_scorer: float = Field(0, ge=0)
+    gpus_per_scorer: GpusOfAModel = 0
     balance_seconds: float = Field(0, ge=0)
     """Every so many seconds a worker of the pool that has less to do becomes one of the other; 0 = never."""
     responses_per_generator: int = Field(256, ge=1)
@@ -636,7 +649,7 @@ class ServeSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     num_replicas: int = Field(1, ge=1)
-    gpus_per_replica: float = Field(0, ge=0)
+    gpus_per_replica: GpusOfAModel = 0
     max_candidates: int = Field(256, ge=1)
     """Most responses one request may hold."""
     max_replicas: int | None = Field(None, ge=1)

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import psutil
@@ -24,7 +24,7 @@ import psutil
 from tests.processes import MARK, NODE, marked
 
 _BIN = Path(sys.executable).parent
-_START_SECONDS = 120
+_START_SECONDS = 600
 _OBJECT_STORE_BYTES = 100_000_000
 _LOST_NODE = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 """A killed node is given up after 3 s; with Ray's own values a test of kills would wait for that most of its time."""
@@ -175,11 +175,16 @@ def _wait_for(command: subprocess.Popen[str]) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports from 20000 to 29999 that nobody listens on: below are Ray's own, above those of outgoing connections."""
+    """Ports from 20000 to 29999 that nobody listens on: below are Ray's own, above those of outgoing connections.
+
+    A port is listened on only seconds after it was given, so processes that test side by side have ranges of their own.
+    """
     found: list[int] = []
-    port = 20000 + os.getpid() * 7 % 9000
+    side = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+    first = 20000 + 1000 * (2 * (os.getppid() % 5) + side)
+    port = first + os.getpid() % 1000
     while len(found) < count:
-        port = port + 1 if port < 29999 else 20000
+        port = port + 1 if port < first + 999 else first
         with socket.socket() as probe:
             if port not in _GIVEN and probe.connect_ex(("127.0.0.1", port)) != 0:
                 found.append(port)
@@ -204,11 +209,12 @@ def _wait_for_jobs_api(address: str) -> None:
 
 
 def _end(mark: str) -> None:
-    for signal_name in ("terminate", "kill"):
-        processes = marked(mark)
+    """Told, and then made to: again and again, for a process that ends may have begun another one."""
+    give_up = time.monotonic() + 120
+    for signal_name in chain(["terminate"], repeat("kill")):
+        if not (processes := marked(mark)) or time.monotonic() > give_up:
+            return
         for process in processes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 getattr(process, signal_name)()
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(processes, timeout=3)

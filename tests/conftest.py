@@ -38,7 +38,8 @@ import pytest  # noqa: E402
 
 from tests.tiny import save_tiny_model  # noqa: E402
 
-hypothesis.settings.register_profile("prm_ray", deadline=None)  # a busy machine is no failure
+# a busy machine is no failure, and no change fails by an example that came up by chance
+hypothesis.settings.register_profile("prm_ray", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("prm_ray")
 
 

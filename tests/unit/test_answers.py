@@ -36,7 +36,7 @@ def math_judge() -> Iterator[Judge]:
 def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
     (tmp_path / "own_judge.py").write_text(OWN_JUDGE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with Judge(LabelSection(judge="own_judge:judge", timeout_seconds=2)) as judge:
+    with Judge(LabelSection(judge="own_judge:judge", timeout_seconds=5)) as judge:
         yield judge
 
 
@@ -83,7 +83,7 @@ def test_a_judge_works_outside_the_main_thread(math_judge: Judge):
 
 def test_an_endless_judgement_is_killed_and_the_next_one_works(own_judge: Judge):
     start = time.monotonic()
-    assert own_judge("sleep", "1") == (None, None, "timeout: no judgement within 2 s")
+    assert own_judge("sleep", "1") == (None, None, "timeout: no judgement within 5 s")
     assert time.monotonic() - start < 10
     assert own_judge("1", "1").correct is True
 
@@ -227,9 +227,9 @@ MANY = 50_000
 )
 def test_what_a_model_may_write_without_end_is_looked_at_in_no_time(text: str):
     """A run of it that was tried from each of its places took half a minute, and longer numbers than memory holds."""
-    start = time.process_time()  # of this process: a busy machine is no failure
+    start = time.thread_time()  # of this thread: a busy machine is no failure
     answer = exact_answer(text, "1"), choice_answer(text), vote_answer(text, "math")
-    assert time.process_time() - start < 3
+    assert time.thread_time() - start < 10
     assert sum(len(each or "") for each in answer) <= 3 * len(text)
 
 

@@ -71,6 +71,25 @@ def test_a_folder_that_is_cleared_while_a_part_is_written_takes_the_part_along(t
     assert (tmp_path / "elsewhere" / "part-00000.parquet").read_bytes() == b"older"
 
 
+def test_a_folder_that_is_gone_before_a_part_is_in_place_is_said_to_be_removed(tmp_path: Path):
+    older = attempt_at(tmp_path, "generate")
+    assert older.attempt is not None
+
+    def clear_meanwhile(file) -> None:
+        file.write(b"older")
+        older.clear()
+
+    with (
+        pytest.raises(TakenOverError, match=r"was removed \(--fresh\)"),
+        attempts.hold(older.path, older.attempt, is_fenced=False) as held,
+    ):
+        held.put_new("part-00000.parquet", clear_meanwhile)
+    newer = attempt_at(tmp_path, "generate")
+    assert newer.attempt is not None
+    with pytest.raises(FileNotFoundError), attempts.hold(newer.path, newer.attempt, is_fenced=False):
+        (tmp_path / "nowhere").read_bytes()  # another file that is missing is another matter
+
+
 @pytest.mark.parametrize("stage", ["train", "warmup", "search"])
 def test_of_a_stage_that_is_one_stream_only_the_newest_attempt_writes(tmp_path: Path, stage: str):
     older, newer = attempt_at(tmp_path, stage), attempt_at(tmp_path, stage)

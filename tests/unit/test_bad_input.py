@@ -190,3 +190,19 @@ def test_a_wrong_word_is_answered_with_what_it_must_be(tmp_path: Path, override:
     (tmp_path / "run.toml").write_text("")
     with pytest.raises(UserError, match=re.escape(message)):
         load_config(tmp_path / "run.toml", [override])
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("train", "gpus_per_worker"),
+        ("score", "gpus_per_worker"),
+        ("search", "gpus_per_scorer"),
+        ("serve", "gpus_per_replica"),
+    ],
+)
+def test_a_process_with_a_model_of_ours_has_no_second_gpu(section: str, name: str) -> None:
+    """It would lie idle, and a plan would count it."""
+    with pytest.raises(UserError, match=f"{section}.{name}: 2 must be at most 1: .* Use more processes"):
+        parse_config({section: {name: 2}})
+    parse_config({section: {name: 1}})

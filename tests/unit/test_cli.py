@@ -23,7 +23,7 @@ finally:
 
 def prm_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def loaded(result: subprocess.CompletedProcess[str]) -> list[str]:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,22 +72,30 @@ def test_a_log_that_says_nothing_for_long_is_followed_while_the_cluster_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     class Slow(Cluster):
-        """Its connection breaks after the silence."""
+        """Its connection breaks after ten minutes of silence, in which it was asked for the job again and again."""
 
-        has_broken = False
+        now, num_asked, has_broken = 0.0, 0, False
+
+        def get_job_info(self, name: str) -> Job:
+            self.num_asked += 1
+            return super().get_job_info(name)
 
         async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            while not self.has_broken and self.now < 600:
+                num_asked = self.num_asked
+                self.now += following._LOST_SECONDS
+                while self.num_asked == num_asked:
+                    await asyncio.sleep(0.001)
             if not self.has_broken:
-                await asyncio.sleep(1)
                 self.has_broken = True
                 raise OSError("broken")
             async for piece in super().tail_job_logs(name):
                 yield piece
 
-    monkeypatch.setattr(following, "_SILENT_SECONDS", 0.02)
-    monkeypatch.setattr(following, "_LOST_SECONDS", 0.5)
-    assert sender(Slow()).run(work(tmp_path)) == 0
-    assert capsys.readouterr().out == "first\nsecond\n"
+    cluster = Slow()
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: cluster.now, sleep=lambda seconds: None))
+    assert sender(cluster).run(work(tmp_path)) == 0
+    assert cluster.num_asked >= 10 and capsys.readouterr().out == "first\nsecond\n"
 
 
 class Replaced(Cluster):

@@ -229,16 +229,18 @@ def test_what_came_in_time_is_used_and_it_is_said(
 ) -> None:
     handler, url = generator
 
+    released = threading.Event()
+
     def second_hangs(number: int, body: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(8 * number)
+        if number == 1:
+            released.wait(600)
         return well(number, body)
 
     handler.script = staticmethod(second_hangs)
-    start = time.monotonic()
-    found = ask(scorer, url, seconds=2.0).json()
-    assert time.monotonic() - start < 8  # the second one answers then
+    found = ask(scorer, url, seconds=5.0).json()
+    released.set()
     assert (found["prm_metadata"]["num_candidates"], found["prm_metadata"]["num_requested"]) == (4, 8)
-    assert found["prm_metadata"]["problems"] == ["the generator took longer than 2 s"]
+    assert found["prm_metadata"]["problems"] == ["the generator took longer than 5 s"]
 
 
 def test_a_generator_that_gives_fewer_than_it_was_asked_for_is_named(
@@ -271,7 +273,7 @@ def test_a_generator_that_fails_is_named_as_the_cause(
 ) -> None:
     handler, url = generator
     handler.script = staticmethod(script)
-    reply = ask(scorer, url, seconds=0.5)
+    reply = ask(scorer, url, seconds=0.5 if kind == "generator_timeout" else 60.0)
     assert (reply.status_code, reply.json()["error"]["type"]) == (status, kind), reply.text
 
 

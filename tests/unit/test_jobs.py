@@ -14,7 +14,7 @@ JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.stem != "__i
 
 def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"jobs.{name}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
 
 
 def test_there_is_a_job_for_every_stage_the_whole_run_and_the_server():

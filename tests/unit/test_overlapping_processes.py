@@ -64,14 +64,14 @@ def start(tmp_path: Path, *seconds: float) -> list[subprocess.Popen[str]]:
         )
         for pause, mark in zip(seconds, marks, strict=True)
     ]
-    wait_until(lambda: all(mark.exists() for mark in marks), 60, "process")
+    wait_until(lambda: all(mark.exists() for mark in marks), 600, "process")
     (tmp_path / "go").touch()
     return processes
 
 
 def test_two_processes_at_one_stage_make_one_table_that_the_next_stage_takes(scored: RunConfig, tmp_path: Path):
-    processes = start(tmp_path, 0.02, 0.03)
-    assert [process.wait(timeout=60) for process in processes] == [0, 0], [process.stderr for process in processes]
+    processes = start(tmp_path, 0.1, 0.15)
+    assert [process.wait(timeout=600) for process in processes] == [0, 0], [process.stderr for process in processes]
     folder = StageFolder(scored.run.dir, "rerank")
     keys = [(row["prompt_id"], row["method"], row["n"]) for row in folder.rows()]
     assert len(keys) == len(set(keys)) == folder.manifest()["rows_out"] and len({key[0] for key in keys}) == 30
@@ -81,13 +81,13 @@ def test_two_processes_at_one_stage_make_one_table_that_the_next_stage_takes(sco
 
 
 def test_a_process_whose_folder_is_cleared_ends_with_one_line(scored: RunConfig, tmp_path: Path):
-    (older,) = start(tmp_path, 0.2)
+    (older,) = start(tmp_path, 2.0)
     folder = StageFolder(scored.run.dir, "rerank")
-    wait_until(folder.finished_parts, 60, "part")
+    wait_until(folder.finished_parts, 600, "part")
     folder.clear()
     newer = run_stage(scored, "rerank")
     parts = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
-    assert older.wait(timeout=60) == 1
+    assert older.wait(timeout=600) == 1
     assert older.stderr is not None
     last = older.stderr.read().splitlines()[-1]
     assert last.startswith("prm-ray: error: ")

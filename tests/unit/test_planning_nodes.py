@@ -65,15 +65,3 @@ def test_gradients_cross_the_network_where_a_node_has_no_room_for_all_workers(wo
     shape, step = Shape(8, 3, 16, 2, 1, 100, True), Stepping(1000, 1, gpus)
     _, waiting = step_seconds(shape, Training(num_workers=workers), step, 5, 2, cluster_of_gpus("8xH100", nodes))
     assert waiting == pytest.approx(8 * shape.parameters / (0.7 * (450e9 if nodes == 1 else 50e9)))
-
-
-def test_a_plan_counts_the_gpus_of_each_worker():
-    """Eight workers of two GPUs are on two nodes of eight GPUs, as sixteen of one are, and train half as fast."""
-
-    def seconds(gpus: int, workers: int) -> float:
-        settings = [f"train.num_workers={workers}", f"train.gpus_per_worker={gpus}", f"train.batch_size={8 * workers}"]
-        config = load_config(PAPER, ["train.parallel=ddp", "train.lora_rank=8", *settings])
-        plan = plan_run(config, cluster_of_gpus("8xH100", 2))
-        return next(stage.seconds for stage in plan.stages if stage.stage == "train") or 0.0
-
-    assert seconds(2, 8) == pytest.approx(2 * seconds(1, 16))

@@ -43,7 +43,7 @@ async def read(receive: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "_FIRST_SIGN_SECONDS", 0.2)
+    monkeypatch.setattr(proxy, "_FIRST_SIGN_SECONDS", 1.0)
 
 
 async def get(app: Any, path: str = "/v1/models") -> httpx.Response:
@@ -67,7 +67,7 @@ def test_while_the_application_starts_nobody_is_kept_waiting() -> None:
 
 
 def test_a_first_request_that_takes_long_is_waited_for_if_the_application_is_there() -> None:
-    inner = Inner(starting=False, seconds=0.6)
+    inner = Inner(starting=False, seconds=3.0)
     assert asyncio.run(get(AnswerAnyway(inner))).status_code == 200 and inner.num_given_up == 0
 
 
@@ -78,7 +78,7 @@ def test_once_it_has_answered_requests_wait_for_a_replica_that_is_replaced() -> 
         assert (await get(app)).status_code == 200
         inner.starting = True
         waiting = asyncio.create_task(get(app))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2.0)
         inner.starting = False
         assert (await waiting).status_code == 200 and inner.num_given_up == 0
 

@@ -46,8 +46,8 @@ def as_the_card_says(folder: str, style: str, steps: list[str]) -> list[float]:
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         words = [tokenizer.encode(word)[-1] for word in (" +", " -", " ки")]
         tokens = torch.tensor([tokenizer.encode(f"{PROBLEM} " + "\n".join(f"{step} ки" for step in steps))])
-        right_S = model(tokens).logits[:, :, words[:2]].softmax(dim=-1)[:, :, 0][tokens == words[2]]
-        return torch.logit(right_S.double()).tolist()
+        right_S = model(tokens).logits[:, :, words[:2]].double().softmax(dim=-1)[:, :, 0][tokens == words[2]]
+        return torch.logit(right_S).tolist()
     if style == "rlhflow":
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         words = [tokenizer.encode(word)[-1] for word in "+-"]
@@ -55,8 +55,8 @@ def as_the_card_says(folder: str, style: str, steps: list[str]) -> list[float]:
         turns_so_far: list[dict[str, str]] = []
         for number, step in enumerate(steps):
             turns_so_far += [turn("user", f"{PROBLEM} {step}" if number == 0 else step), turn("assistant", "+")]
-            right = model(ids(turns_so_far)).logits[0, -3, words].softmax(dim=-1)[0]  # behind it: "+", end of turn
-            found.append(torch.logit(right.double()).item())
+            right = model(ids(turns_so_far)).logits[0, -3, words].double().softmax(dim=-1)[0]  # behind: "+", end
+            found.append(torch.logit(right).item())
         return found
     body = Qwen2Model.from_pretrained(folder).eval()
     head = load_file(Path(folder) / "model.safetensors")
@@ -65,8 +65,8 @@ def as_the_card_says(folder: str, style: str, steps: list[str]) -> list[float]:
     tokens = ids([turn("system", system), turn("user", PROBLEM), turn("assistant", said)])
     hidden = functional.relu(functional.linear(body(tokens)[0], head["score.0.weight"], head["score.0.bias"]))
     logits_T2 = functional.linear(hidden, head["score.2.weight"], head["score.2.bias"])[0]
-    right_S = logits_T2.softmax(dim=-1)[tokens[0] == tokenizer.encode("<extra_0>")[0]][:, 1]
-    return torch.logit(right_S.double()).tolist()
+    right_S = logits_T2.double().softmax(dim=-1)[tokens[0] == tokenizer.encode("<extra_0>")[0]][:, 1]
+    return torch.logit(right_S).tolist()
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,6 @@ def work(rank: int, folder: str, model: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(240)
 def test_two_workers_with_cut_weights_give_the_losses_of_one(tiny_model: str, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (str(tmp_path), tiny_model), nprocs=2)
     for objective in OBJECTIVES:
