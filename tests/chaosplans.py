@@ -28,6 +28,7 @@ max_tokens = 16
 problems_per_shard = 2
 [label]
 judge = "sent_along:judge"
+timeout_seconds = 120
 num_workers = 2
 [reference]
 step_rule = "newline"

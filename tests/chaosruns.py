@@ -75,10 +75,10 @@ class ChaosRun:
         victims = [each for each in victims if isinstance(each, str) or each.is_running()] or self._victims(
             kill, others
         )
-        jobs, start = self._num_jobs(), time.monotonic()
+        jobs, start, was_over = self._num_jobs(), time.monotonic(), folder.is_done()
         if victims:
             self._end(rng.choice(victims))
-        done, was_over = progress(folder), folder.is_done()
+        done = progress(folder)
         if kill.victim in WITH_THE_JOB:
             self.go_on(lambda: self._num_jobs() > jobs or self.has_ended(), "another job")
         goes_on = folder.is_done if to_end else lambda: progress(folder) > done or folder.is_done()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,11 +20,13 @@ from pathlib import Path
 
 import psutil
 
+from tests.ports import free_ports
 from tests.processes import MARK, NODE, marked
 
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 600
 _OBJECT_STORE_BYTES = 100_000_000
+_PATIENT = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
 _LOST_NODE = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 """A killed node is given up after 3 s; with Ray's own values a test of kills would wait for that most of its time."""
 
@@ -61,7 +62,7 @@ class SmallCluster:
 
     def start(self, num_workers: int, same_address: bool = False) -> None:
         """A head and workers. `same_address`: where the last head was, as a machine that starts again."""
-        self._ports = self._ports if same_address else _free_ports(3)
+        self._ports = self._ports if same_address else free_ports(3)
         self.head, environment = self._new_node()
         _wait_for(_ray_start(_head_arguments(*self._ports), self._folder_of(self.head), environment))
         for begun in [self.begin_node() for _ in range(num_workers)]:
@@ -140,7 +141,7 @@ def small_cluster(num_workers: int = 2, cpus_each: int = 4) -> Iterator[SmallClu
 def _node_environment(temp: str, mark: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     path = os.pathsep.join([str(_BIN), os.environ.get("PATH", "")])  # a job's `python` is that of the tests
-    return kept | {MARK: mark, "PATH": path, "RAY_TMPDIR": temp, "RAY_worker_niceness": "0"}
+    return kept | {MARK: mark, "PATH": path, "RAY_TMPDIR": temp, "RAY_worker_niceness": "0", **_PATIENT}
 
 
 def _head_arguments(gcs: int, dashboard: int, client: int) -> list[str]:
@@ -162,7 +163,7 @@ def _ray_start(arguments: list[str], temp: str, environment: dict[str, str]) -> 
     Each has a temporary folder of its own: in a shared one a node that unpacks a job's folder first removes what
     another has unpacked, and the job that runs in it.
     """
-    (agent, metrics) = _free_ports(2)
+    (agent, metrics) = free_ports(2)
     command = [str(_BIN / "ray"), "start", "--disable-usage-stats", *arguments]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
     command += [f"--temp-dir={temp}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
@@ -172,27 +173,6 @@ def _ray_start(arguments: list[str], temp: str, environment: dict[str, str]) -> 
 def _wait_for(command: subprocess.Popen[str]) -> None:
     said, _ = command.communicate(timeout=_START_SECONDS)
     assert command.returncode == 0, said
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports from 20000 to 29999 that nobody listens on: below are Ray's own, above those of outgoing connections.
-
-    A port is listened on only seconds after it was given, so processes that test side by side have ranges of their own.
-    """
-    found: list[int] = []
-    side = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
-    first = 20000 + 1000 * (2 * (os.getppid() % 5) + side)
-    port = first + os.getpid() % 1000
-    while len(found) < count:
-        port = port + 1 if port < first + 999 else first
-        with socket.socket() as probe:
-            if port not in _GIVEN and probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-                _GIVEN.add(port)
-    return found
-
-
-_GIVEN: set[int] = set()
 
 
 def _wait_for_jobs_api(address: str) -> None:

@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),  # for Ray's workers
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves vLLM on a small machine
     "RAY_AUTH_MODE": "disabled",  # a local Ray otherwise writes a token into the home folder
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "240",  # a hang becomes an error
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",  # a hang becomes an error
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",  # no test reaches for a hub
     "TOKENIZERS_PARALLELISM": "false",
@@ -36,6 +36,7 @@ if str(ROOT) not in sys.path:
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.processes import wait_until  # noqa: E402
 from tests.tiny import save_tiny_model  # noqa: E402
 
 # a busy machine is no failure, and no change fails by an example that came up by chance
@@ -61,7 +62,7 @@ def cluster() -> Iterator["SmallCluster"]:
 
     with small_cluster() as cluster:
         yield cluster
-    assert cluster.num_processes() == 0
+    wait_until(lambda: cluster.num_processes() == 0, 60, "end of the cluster")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
@@ -58,10 +59,11 @@ def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
         assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
         assert time.monotonic() < deadline, "the condition never came"
         time.sleep(0.02)
+    os.kill(driver.pid, signal.SIGSTOP)  # to look for its children takes a while
     children = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     for process in children:
-        if process.is_running():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(children, timeout=60)

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prm_ray.config import RunConfig, load_config
 from prm_ray.models import resolve_model, write_prm_json
-from prm_ray.serve import server
 from prm_ray.tables import StageFolder
+from tests.ports import free_port
 
 
 @dataclass
@@ -43,7 +43,7 @@ def make_run(run_dir: Path, **serve: Any) -> RunConfig:
     folder.finish({"stage": "train"})
     path = run_dir / "run.toml"
     path.write_text("[model]\ndtype = 'float32'\n")
-    overrides = {"max_candidates": 8, "max_tokens": 1600, "port": server.free_port(), **serve}
+    overrides = {"max_candidates": 8, "max_tokens": 1600, "port": free_port(), **serve}
     values = [f"serve.{key}={value}" for key, value in overrides.items()]
     return load_config(path, [f"run.dir={run_dir}", *values])
 

@@ -21,7 +21,7 @@ def tiny_config(run_dir: Path, model: str, /, **sections: dict[str, Any]) -> Run
         "model": {"name": model, "dtype": "float32"},
         "generate": {"backend": "transformers", "num_samples": 4, "max_tokens": 12, "problems_per_shard": 4},
         "problems": {"num_train": 12, "num_test": 4},
-        "label": {"judge": "tests.judges:even_length"},
+        "label": {"judge": "tests.judges:even_length", "timeout_seconds": 120},
         "reference": {"step_rule": "newline"},
         "train": {"lr": 1e-2, "beta": 0.5, "batch_size": 8, "checkpoint_every": 2, "validation_fraction": 0.2},
         "rerank": {"sizes": [1, 2, 4]},

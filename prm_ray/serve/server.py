@@ -60,7 +60,6 @@ def run(config: RunConfig) -> None:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        log.info("stopping: requests that were let in are answered first")
         _drain(config.serve)
     finally:
         stop()
@@ -152,6 +151,7 @@ def _print_own_workers_only() -> None:
 def _drain(section: ServeSection) -> None:
     """Let requests end, as long as one may take; a second Ctrl-C stops at once."""
     try:
+        log.info("stopping: requests that were let in are answered first")
         serve.get_app_handle(APP_NAME).drain.remote().result(timeout_s=section.longest_seconds)
     except (KeyboardInterrupt, TimeoutError, RayServeException, RayError) as error:
         log.warning("stopped before all requests were answered (%s)", type(error).__name__)

@@ -18,7 +18,8 @@ from prm_ray.errors import ClusterError, UserError
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where Ray's own command line looks, in this order."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_ANSWERS_WITHIN_SECONDS = 5.0
+_ANSWERS_WITHIN_SECONDS = 15.0
+"""A head that is busy may take some."""
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 

@@ -2,7 +2,9 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from tests.processes import marked
@@ -14,4 +16,5 @@ def mark() -> Iterator[str]:
     mark = uuid.uuid4().hex
     yield mark
     for process in marked(mark):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

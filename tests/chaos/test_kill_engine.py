@@ -37,4 +37,4 @@ def test_an_engine_ends_with_whoever_holds_it(tmp_path: Path, demo_model: Path, 
         assert any(line.strip() == "ready" for line in holder.stdout)
         assert len(marked(mark)) > 1
         holder.send_signal(signal.SIGKILL)
-    wait_for_end(mark, 20)
+    wait_for_end(mark, 90)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -52,8 +53,17 @@ def actors(mark: str, kind: str) -> list[psutil.Process]:
 
 
 def kill_actor(mark: str, kind: str, rng: random.Random) -> None:
-    wait_until(lambda: actors(mark, kind), 240, f"{kind} to kill")
-    rng.choice(actors(mark, kind)).kill()
+    found: list[psutil.Process] = []
+
+    def killed() -> bool:
+        found[:] = actors(mark, kind)
+        if found:
+            with suppress(psutil.NoSuchProcess):
+                rng.choice(found).kill()
+                return True
+        return False
+
+    wait_until(killed, 240, f"{kind} to kill")
 
 
 def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny_model: str, mark: str):

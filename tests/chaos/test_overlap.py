@@ -20,10 +20,15 @@ from tests.tables_by_hand import finish_up_to_training, mark_done, tiny_config
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PARTS, NUM_STEPS = 60, 40
 SLOW_JUDGE = """
-import time
+import itertools, time
+from pathlib import Path
 from tests.judges import even_length
 
+RUN, judged = Path(__file__).parent / "run", itertools.count()
+
 def slowly(text, gold):
+    while next(judged) >= 8 and len(list(RUN.glob("labels/attempts/*.json"))) < 2:
+        time.sleep(0.1)  # the newer attempt is to come while there is something left
     time.sleep(0.1)
     return even_length(text, gold)
 """

@@ -41,7 +41,7 @@ def test_every_answer_is_one_that_the_document_tells_of(document: Any) -> None:
         @SETTINGS
         @given(case=operation.as_strategy(generation_mode=mode))
         def asked(case: Any) -> None:
-            reply = case.call()
+            reply = case.call(timeout=120)
             seen[reply.status_code] += 1
             case.validate_response(reply, checks=CHECKS)
 

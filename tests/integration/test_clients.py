@@ -180,7 +180,7 @@ def test_text_embeddings_inference_as_its_documents_send_it(url: str, scorer: Sc
     expected = [(index, sigmoid(reward)) for index, reward in ranked(scorer)]
     check_ranking([(each["index"], each["score"]) for each in found], expected)
     assert [each["text"] for each in found] == [RESPONSES[index] for index, _ in expected]
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/health", timeout=120).status_code == 200
 
 
 def test_vllms_own_requests_and_replies(url: str, scorer: Scorer) -> None:

@@ -23,6 +23,7 @@ max_tokens = 12
 problems_per_shard = 4
 [label]
 judge = "tests.judges:even_length"
+timeout_seconds = 120
 [reference]
 step_rule = "newline"
 [train]

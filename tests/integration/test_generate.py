@@ -84,12 +84,14 @@ def test_tokens_finish_reasons_and_texts_belong_together(config: RunConfig, demo
 
 def check_logprobs(config: RunConfig, model_folder: Path, tolerance: float) -> None:
     model = load_model(str(model_folder), "float32")
+    differences = []  # of all: one token of hundreds may differ by far in bfloat16
     for row in responses(config)[::4]:
         prompt, response = row["prompt_tokens"], row["response_tokens"]
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-        assert (expected - torch.tensor(row["sampled_logprobs"])).abs().mean() < tolerance
+        differences.append((expected - torch.tensor(row["sampled_logprobs"])).abs())
+    assert torch.cat(differences).mean() < tolerance
 
 
 def test_the_log_probs_are_the_models_own(config: RunConfig, demo_model: Path):

@@ -72,12 +72,13 @@ def test_a_hostile_body_is_refused_by_name(url: str, content: bytes, status: int
 
 def test_another_content_type_is_not_read_as_json(url: str) -> None:
     for kind in ("text/plain", "application/xml", "multipart/form-data; boundary=x"):
-        reply = httpx.post(f"{url}/v1/rewards", content=body(), headers={"Content-Type": kind})
+        reply = httpx.post(f"{url}/v1/rewards", content=body(), headers={"Content-Type": kind}, timeout=120)
         assert reply.status_code == 415 and reply.json()["error"]["type"] == "unsupported_media_type", kind
         assert reply.json()["error"]["message"] == f"Content-Type must be application/json, not {kind!r}"
-    missing = httpx.post(f"{url}/v1/rewards", content=body())
+    missing = httpx.post(f"{url}/v1/rewards", content=body(), timeout=120)
     assert missing.status_code == 415 and "Content-Type must be application/json" in missing.text
-    other = httpx.post(f"{url}/v1/rewards", content=body(), headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    other = httpx.post(f"{url}/v1/rewards", content=body(), headers=headers, timeout=120)
     assert other.status_code == 200
 
 
@@ -87,7 +88,9 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(url: str) -> None:
             yield b" " * MIB
 
     try:
-        reply = httpx.post(f"{url}/v1/rewards", content=pieces(), headers={"Content-Type": "application/json"})
+        reply = httpx.post(
+            f"{url}/v1/rewards", content=pieces(), headers={"Content-Type": "application/json"}, timeout=120
+        )
         assert reply.status_code == 413
     except httpx.TransportError:
         pass  # the server has answered and closed while we were still writing
@@ -104,8 +107,8 @@ def test_a_body_that_drips_is_given_up(url: str) -> None:
 
 def test_paths_and_methods_that_are_not_there(url: str) -> None:
     for path in ("/../../etc/passwd", "/playground/../../secrets", "/playground/..%2f..%2fpage.py", "/v1/%00"):
-        assert httpx.get(url + path).status_code == 404, path
-    assert httpx.delete(f"{url}/v1/rewards").status_code == 405
+        assert httpx.get(url + path, timeout=120).status_code == 404, path
+    assert httpx.delete(f"{url}/v1/rewards", timeout=120).status_code == 405
 
 
 def test_without_a_key_a_hostile_body_is_not_even_read(tmp_path: Path, tiny_model: str, other_tiny_model: str) -> None:
@@ -113,6 +116,6 @@ def test_without_a_key_a_hostile_body_is_not_even_read(tmp_path: Path, tiny_mode
     (tmp_path / "keys").write_text(line + "\n")
     api = watched(tiny_scorer(tiny_model, other_tiny_model), KeyRing(tmp_path / "keys"))
     with over_http(api) as url:
-        refused = httpx.post(f"{url}/v1/rewards", content=b'{"problem": ' + b"[" * 40_000)
+        refused = httpx.post(f"{url}/v1/rewards", content=b'{"problem": ' + b"[" * 40_000, timeout=120)
         assert refused.status_code == 401 and key not in refused.text
-        assert httpx.get(f"{url}/metrics").status_code == 401
+        assert httpx.get(f"{url}/metrics", timeout=120).status_code == 401

@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path)
+        yield playwright.chromium.launch(executable_path=path, timeout=120_000)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def order(page: Any) -> list[int]:
 
 def order_of_api(url: str, candidates: list[str], aggregation: str) -> list[int]:
     body = {"query": PROBLEM, "documents": candidates, "aggregation": aggregation}
-    return [result["index"] for result in httpx.post(f"{url}/rerank", json=body).json()["results"]]
+    return [result["index"] for result in httpx.post(f"{url}/rerank", json=body, timeout=120).json()["results"]]
 
 
 def test_answers_are_ranked_as_the_api_ranks_and_an_error_is_no_number(url: str, opened: Opener) -> None:
@@ -110,7 +110,7 @@ def test_each_step_has_its_number_and_the_first_lowest_is_marked(url: str, opene
     fill(page)
     score(page)
     body = {"problem": PROBLEM, "responses": CANDIDATES}
-    results = httpx.post(f"{url}/v1/rewards", json=body).json()["results"]
+    results = httpx.post(f"{url}/v1/rewards", json=body, timeout=120).json()["results"]
     for place, index in enumerate(order(page)):
         steps = results[index]["steps"]
         rows = page.locator(".answer").nth(place).locator(".step")
@@ -264,7 +264,9 @@ def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scor
 
 
 def test_a_request_that_takes_long_is_shown_and_can_be_cancelled(scorer: Scorer, opened: Opener) -> None:
-    with over_http(tiny_api({"demo": scorer}, gateway=Gateway(LateGenerator(CANDIDATES, 20.0), 3, None, 30.0))) as url:
+    with over_http(
+        tiny_api({"demo": scorer}, gateway=Gateway(LateGenerator(CANDIDATES, 300.0), 3, None, 600.0))
+    ) as url:
         page = opened(url)
         page.get_by_label("Problem", exact=True).fill(PROBLEM)
         page.get_by_role("button", name="Generate and score").click()

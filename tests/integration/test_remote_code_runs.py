@@ -9,6 +9,7 @@ from prm_ray.serve import server
 from prm_ray.stages import pipeline
 from prm_ray.tables import StageFolder
 from tests.owncode import save_model_with_own_code
+from tests.ports import free_port
 from tests.servedruns import call
 from tests.tables_by_hand import tiny_config
 
@@ -37,7 +38,7 @@ def test_every_stage_runs_the_code_of_a_model_where_that_is_allowed(tmp_path: Pa
     pipeline.run_stage(config, "search")
     candidates = list(StageFolder(config.run.dir, "search").rows())
     assert len(candidates) == 4 and not any(row["error"] for row in candidates)
-    section = config.serve.model_copy(update={"port": server.free_port()})
+    section = config.serve.model_copy(update={"port": free_port()})
     url = server.start(config.model_copy(update={"serve": section}))
     try:
         body = {"problem": rows[0]["problem"], "responses": [rows[0]["response_tokens"]]}

@@ -166,10 +166,15 @@ def test_a_request_is_found_by_its_id_in_serves_log_and_counted_in_metrics(url: 
     assert expected.items() <= facts.items() and 0 < facts["compute_seconds"] < facts["seconds"]
     assert PROBLEM not in line
     assert not any("find-me-1" in path.read_text(errors="replace") for path in logs.glob("worker-*")), "on the terminal"
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
-        page = reply.read().decode()
-    assert f'prm_ray_ready_replicas{{model="{model}"}} 1.0' in page
+    wait_until(lambda: f'prm_ray_ready_replicas{{model="{model}"}} 1.0' in metrics(url), 60, "number of replicas")
+    page = metrics(url)
     assert f'prm_ray_http_requests_total{{model="{model}",route="/v1/rewards",status="200"}}' in page
+
+
+def metrics(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as reply:
+        page: str = reply.read().decode()
+    return page
 
 
 def test_under_overload_some_are_served_the_rest_are_429_and_health_answers(url: str, scorer: Scorer):
@@ -193,7 +198,7 @@ def test_under_overload_some_are_served_the_rest_are_429_and_health_answers(url:
 
 def test_a_request_that_serve_ends_itself_has_an_error_like_the_servers_own(url: str):
     body = {"problem": PROBLEM, "responses": RESPONSES}
-    reply = httpx.post(f"{url}/v1/rewards", json=body, headers={"X-Request-Timeout-Seconds": "0.000001"})
+    reply = httpx.post(f"{url}/v1/rewards", json=body, headers={"X-Request-Timeout-Seconds": "0.000001"}, timeout=120)
     assert (reply.status_code, reply.json()["error"]["type"]) == (504, "timeout")
 
 

@@ -23,7 +23,7 @@ LONG = {
     "queries": [f"{number} + 45 - 8" for number in range(NUM_JOBS)],
     "documents": ["57\n49"] * NUM_JOBS,
 }
-TIMEOUT = 4
+TIMEOUT = 2
 """Seconds: some of them are computed, by far not all."""
 
 
@@ -57,10 +57,10 @@ def test_a_client_that_leaves_costs_nothing_more(url: str) -> None:
         time.sleep(0.3)
     small = {"queries": "1 + 2", "documents": "3"}  # may be late while the long one is still encoded
     wait_until(lambda: call(f"{url}/score", small).status == 200, 60, "answer to a small request")
-    assert num_batches() - before < NUM_JOBS / 2
+    assert num_batches() - before < 0.9 * NUM_JOBS
 
 
 def test_a_request_whose_time_is_over_costs_nothing_more(url: str) -> None:
     before = num_batches()
     assert call(f"{url}/score", LONG).status == 504
-    assert num_batches() - before < NUM_JOBS / 2
+    assert num_batches() - before < 0.9 * NUM_JOBS

@@ -17,6 +17,8 @@ from starlette.requests import Request
 
 from prm_ray.errors import UserError
 from prm_ray.serve import server
+from tests.ports import free_port
+from tests.processes import wait_until
 from tests.servedruns import Reply, call, make_run
 
 PROBLEMS = [f"{number} + 45 - 8" for number in range(24)]
@@ -31,7 +33,7 @@ def test_told_to_stop_it_answers_those_it_let_in_and_turns_others_away(tmp_path:
         _wait_for(log, process)
         with ThreadPoolExecutor(len(PROBLEMS)) as pool:
             asked = [pool.submit(_rewards, url, problem) for problem in PROBLEMS]
-            while not any(each.done() for each in asked):
+            while not any(each.done() for each in asked) and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(number)
             replies = [each.result() for each in asked]
@@ -61,7 +63,7 @@ def test_told_a_second_time_it_waits_for_no_request(tmp_path: Path) -> None:
             asked = pool.submit(call, f"{url}/v1/chat/completions", {"messages": messages})
             silent.accept()
             process.send_signal(signal.SIGINT)
-            while "are answered first" not in log.read_text():
+            while "are answered first" not in log.read_text() and process.poll() is None:
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
             assert process.wait(240) in (0, 130)
@@ -86,13 +88,13 @@ def test_on_a_cluster_whose_serve_listens_elsewhere_it_leaves_that_as_it_was(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_ANSWERS_WITHIN_SECONDS", 2)
-    port = server.free_port()
+    port = free_port()
     serve.start(http_options={"port": port})
     serve.run(Another.bind(), name="another", route_prefix="/another")
     try:
         with pytest.raises(UserError, match="does another Serve run on this cluster"):
             server.start(make_run(tmp_path))
-        assert serve.status().applications.keys() == {"another"}
+        wait_until(lambda: serve.status().applications.keys() == {"another"}, 240, "end of what was begun")
         assert call(f"http://127.0.0.1:{port}/another").body == "here"
     finally:
         serve.shutdown()
@@ -118,7 +120,7 @@ def _begin(folder: Path, *overrides: str) -> tuple[str, subprocess.Popen[bytes]]
 
 
 def _wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + 600
     while time.monotonic() < give_up and process.poll() is None:
         if "serving at" in log.read_text():
             return

@@ -55,7 +55,7 @@ class AsyncWorker:
     async def __call__(self, shard: int) -> ShardStats:
         self._inside += 1
         start = time.monotonic()
-        while self._inside < 2 and time.monotonic() - start < 60:
+        while self._inside < 2 and time.monotonic() - start < 300:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         self._folder.write_part(shard, [{"prompt_id": "x", "text": str(self._inside)}])
@@ -64,7 +64,7 @@ class AsyncWorker:
 
 def wait_for(folder: StageFolder, num_parts: int) -> None:
     start = time.monotonic()
-    while len(folder.finished_parts()) < num_parts and time.monotonic() - start < 60:
+    while len(folder.finished_parts()) < num_parts and time.monotonic() - start < 300:
         time.sleep(0.05)
 
 

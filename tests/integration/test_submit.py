@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from prm_ray.config import load_config
-from prm_ray.serve.server import free_port
 from prm_ray.tables import FOLDERS, StageFolder
 from tests.clusters import SmallCluster
+from tests.ports import free_port
 from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ max_tokens = 8
 problems_per_shard = 4
 [label]
 judge = "sent_along:judge"
+timeout_seconds = 120
 [reference]
 step_rule = "newline"
 [train]
@@ -65,6 +66,7 @@ class Broken:
 class Chatty(Broken):
     async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
         print("what a worker of generate says")
+        await asyncio.sleep(2)  # so that Ray has time to bring it to the job's log
         return [[Sample(tokens=[65], logprobs=[-1.0], finish_reason="stop")] * 2 for _ in prompts]
 
 class DiesOnce(Chatty):
@@ -171,7 +173,7 @@ def test_a_long_job_is_left_asked_about_followed_and_stopped(client: Client, tmp
     waiting = client.start("submit", "run", *words, "--submission-id", "long")
     wait_until(lambda: (tmp_path / "run" / FOLDERS["generate"]).is_dir(), 240, "begun table")
     waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=60)
+    _, err = waiting.communicate(timeout=400)
     assert waiting.returncode == 130
     assert "job long goes on" in err and "prm-ray stop long" in err
 
@@ -183,7 +185,7 @@ def test_a_long_job_is_left_asked_about_followed_and_stopped(client: Client, tmp
     assert re.search(r"^state +RUNNING, since ", state, re.M) and re.search(r"^stage +generate$", state, re.M)
     stopped = client.run("stop", "long")
     assert stopped.returncode == 0 and "job long was stopped after" in stopped.stdout
-    out, _ = following.communicate(timeout=60)
+    out, _ = following.communicate(timeout=400)
     assert following.returncode == 1
     assert "generate  starts in" in out and "interrupted; what is finished is kept" in out
     assert "has ended already: it was stopped" in client.run("stop", "long").stdout

@@ -82,7 +82,7 @@ def test_an_address_that_never_answers_is_given_up_in_seconds(capsys: pytest.Cap
         silent.listen()
         start = time.monotonic()
         line = fails(capsys, "status", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert "(nothing within 5 s)" in line and time.monotonic() - start < 60
+    assert "(nothing within 15 s)" in line and time.monotonic() - start < 60
 
 
 def test_what_is_no_ray_dashboard_is_told_apart(asked_for: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]):
