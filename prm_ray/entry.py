@@ -6,6 +6,9 @@ Nothing heavy is imported on top, so that `--help` and a wrong config answer at 
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 _LAST_WORDS_SECONDS = 0.5
 """How long what a worker said before a failure may take to get here; Ray waits as long where a program ends well."""
+
+_NOBODY_READS = 128 + signal.SIGPIPE
+"""The exit code that shells give a program that ends because of it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,12 +80,19 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def failing_in_one_line() -> Iterator[None]:
     """Turn the failures a user can do something about into one line on stderr.
 
-    Exit codes: 2 = bad input, 1 = the work failed, 130 = interrupted. Anything unknown keeps its traceback (and exits
+    Exit codes: 2 = bad input, 1 = the work failed, 130 = interrupted, 141 = whoever
+    read our output has left. Anything unknown keeps its traceback (and exits
     with 1): there the place in the code is what helps.
     """
     had_ray = _ray_runs()
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        raise SystemExit(_NOBODY_READS) from None
     except UserError as error:
         code, message = 2, str(error)
     except (NonFiniteLossError, EngineError, StorageError, TakenOverError, ClusterError) as error:
@@ -95,6 +108,13 @@ def failing_in_one_line() -> Iterator[None]:
             sys.modules["ray"].shutdown()
     finally:
         _fail(code, message)
+
+
+def _reader_has_left() -> bool:
+    """As `head` does once it has its lines."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(what & select.POLLERR for _, what in output.poll(0))
 
 
 def _ray_runs() -> bool:

@@ -25,9 +25,12 @@ def open_folder(path: Path, drafts: str = "") -> Folder:
 
 
 def make_folder(path: Path) -> None:
-    """With all above it. In an object store nothing has to be made; a bucket is not."""
+    """With all above it. In an object store nothing has to be made; a bucket is not. Raises `StorageError`."""
     if not is_remote(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as under /proc, or where nothing is mounted that should be
+            raise StorageError(f"{str(path)!r} cannot be made: no folder can be made above it") from None
 
 
 def write_file(path: Path, write: Write, drafts: Path | None = None) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported here. Defaults live here and nowhere else.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +36,10 @@ class Section(BaseModel):
 def _run_folder(value: Any) -> Path:
     if not (isinstance(value, str | Path) or is_remote(value)) or not str(value).strip():
         raise ValueError("must be a path, or an address such as s3://bucket/folder")
-    return location(value)
+    place = location(value)
+    if os.path.normpath(place) == "/":
+        raise ValueError("must be a folder of its own, not '/': its stages are folders in it")
+    return place
 
 
 def _one_gpu(value: float) -> float:

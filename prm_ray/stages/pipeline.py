@@ -71,9 +71,9 @@ def _reaching(config: RunConfig) -> Iterator[None]:
         raise StorageError(str(error)) from None
 
 
-def check_settings(config: RunConfig) -> None:
-    """Raises `UserError` if a folder of this run was made with other settings than the config's."""
-    for stage in config.stages():
+def check_settings(config: RunConfig, stages: Iterable[str] | None = None) -> None:
+    """Raises `UserError` if the folder of one of these stages (none = all of the run) was made with other settings."""
+    for stage in config.stages() if stages is None else stages:
         _check_identity(config, stage)
 
 

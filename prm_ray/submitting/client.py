@@ -50,6 +50,8 @@ def connect(address: str | None) -> Any:
 
 def _given(address: str | None) -> tuple[str, str]:
     """Where the address is from, and the address."""
+    if address is not None and not address.strip():  # as of a variable that is not set: not the default's jobs
+        raise UserError(f"--address {address!r} is empty: {_HOW}")
     named = ((name, os.environ.get(name)) for name in ADDRESS_VARIABLES)
     given = next(((name, value) for name, value in (("--address", address), *named) if value), None)
     return given or ("the default", DEFAULT_ADDRESS)

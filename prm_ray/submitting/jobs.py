@@ -53,10 +53,10 @@ class Jobs:
             raise UserError(f"there is no job {name!r} at {self.address}; prm-ray status lists those there are")
         return found
 
-    def running_in(self, folder: str) -> Any | None:
-        """The job of ours that writes into this folder and has not ended, or None."""
+    def running_beside(self, work: Work) -> Any | None:
+        """The job of ours that writes where this work would and has not ended, or None."""
         writing = [job for job in self.all() if not has_ended(job) and (job.metadata or {}).get(VERB_KEY) != "serve"]
-        return next((job for job in writing if (job.metadata or {}).get(FOLDER_KEY) == folder), None)
+        return next((job for job in writing if _meet(job.metadata or {}, work.metadata)), None)
 
     def free_name(self, name: str) -> str:
         """This name, or with a number behind it the first that no job has."""
@@ -103,6 +103,16 @@ class Jobs:
                 raise ClusterError(f"job {name} is {job.status} still, {within_seconds:g} s after it was asked to stop")
             time.sleep(_LOOK_AGAIN_SECONDS)
         return job
+
+
+def _meet(one: dict[str, str], other: dict[str, str]) -> bool:
+    """They write into one folder; the runs of an experiment lie inside its own."""
+    folders = one.get(FOLDER_KEY, ""), other[FOLDER_KEY]
+    inside = (
+        about.get(VERB_KEY) == "experiment" and another.startswith(f"{folder}/")
+        for about, folder, another in ((one, *folders), (other, *folders[::-1]))
+    )
+    return folders[0] == folders[1] or any(inside)
 
 
 def _not_started(job: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def check_shared(setting: str, value: str) -> str:
             f"{setting} {value!r} must be an absolute path on storage that all nodes of the cluster share: "
             "a job's own folder is removed when it is over"
         )
-    return value.rstrip("/") or "/"
+    return value.rstrip("/") if "://" in value else "/" + posixpath.normpath(value).lstrip("/")
 
 
 def inside(root: Path, path: Path, what: str) -> str:

@@ -33,7 +33,7 @@ class Sender:
 
     def submit(self, work: Work, name: str | None = None) -> str:
         """Submit one job and return its id. Raises `UserError` if another job writes into the same folder."""
-        if work.writes and not self.force and (other := self.jobs.running_in(work.folder)):
+        if work.writes and not self.force and (other := self.jobs.running_beside(work)):
             raise UserError(_in_use(work.folder, other))
         name = name or self.name or work.new_id()
         self.jobs.send(work, self.around, name)
@@ -75,7 +75,13 @@ class Sender:
         A job that a killed chain has left running is followed, not submitted again.
         """
         stages, redone = _stages(work)
-        left = None if redone else self._left_running(work)
+        left = self._left_running(work)
+        if left is not None and redone and not self.force:
+            raise UserError(
+                f"{_in_use(work.folder, left)}; it is of an earlier command with these words, "
+                "which go on with it without --fresh"
+            )
+        left = None if redone else left
         if left is not None:
             stages = _from(left.metadata[VERB_KEY], stages, work)
         for number, stage in enumerate(stages, start=1):
@@ -89,7 +95,7 @@ class Sender:
 
     def _left_running(self, work: Work) -> Any | None:
         """The job of an earlier command with the same words, if it has not ended."""
-        job = self.jobs.running_in(work.folder)
+        job = self.jobs.running_beside(work)
         if job is None or job.metadata[WORDS_KEY] != work.metadata[WORDS_KEY]:
             return None
         return job if job.metadata[VERB_KEY] in _all_stages(work) else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -147,7 +149,7 @@ def _submit_parser() -> argparse.ArgumentParser:
         help="even if another job is running in the same run.dir: it must not write there",
     )
     parser.add_argument(
-        "--submission-id", metavar="ID", help="the job's id (of a chain its beginning); else one is made"
+        "--submission-id", metavar="ID", type=_job_id, help="the job's id (of a chain its beginning); else one is made"
     )
     parser.add_argument(
         "--working-dir", metavar="DIR", type=Path, default=Path("."), help="the folder that is sent (default: this one)"
@@ -158,7 +160,7 @@ def _submit_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for flag, what in (("cpus", "CPUs"), ("gpus", "GPUs")):
         parser.add_argument(
-            f"--entrypoint-num-{flag}", metavar="N", type=float, help=f"{what} that the job's own process takes up"
+            f"--entrypoint-num-{flag}", metavar="N", type=_amount, help=f"{what} that the job's own process takes up"
         )
     parser.add_argument(
         "--entrypoint-label", metavar="KEY=VALUE", action="append", default=[],
@@ -186,6 +188,23 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a number of at least 0 (got {text!r})")
     return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 <= amount < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0 (got {text!r})")
+    return amount
+
+
+def _job_id(text: str) -> str:
+    """Ray takes any, and then finds none with a slash in it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", text):
+        raise argparse.ArgumentTypeError(f"must be of letters, digits, '.', '_' and '-' (got {text!r})")
+    return text
 
 
 def _variable(text: str) -> tuple[str, str]:

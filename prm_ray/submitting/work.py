@@ -65,7 +65,7 @@ class Work:
 
     def new_id(self) -> str:
         """A job's id that people can tell from others: `train-gsm8k-3f9a1c`."""
-        name = re.sub(r"[^\w.-]+", "-", Path(self.folder).name)
+        name = re.sub(r"[^\w.-]+", "-", Path(self.folder).name, flags=re.ASCII)
         return f"{self.verb}-{name}-{uuid.uuid4().hex[:6]}"
 
 
@@ -109,6 +109,8 @@ def _check_stages(verb: str, config: RunConfig, fresh: str | None) -> None:
 
     if verb in (*STAGES, *MEASUREMENTS):
         check_before(config, verb)
+        if fresh is None:
+            check_settings(config, (verb,))
     elif verb == "run" and fresh is None:
         check_settings(config)
     elif verb == "run" and fresh is not None and fresh != "all":

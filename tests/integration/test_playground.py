@@ -251,9 +251,8 @@ def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scor
     page = opened(url)
     page.get_by_text("This server has no generator").wait_for()
     assert page.get_by_role("button", name="Generate and score").is_disabled()
-    with over_http(
-        tiny_api({"demo": scorer}, gateway=Gateway(LateGenerator([HOSTILE, *CANDIDATES]), 3, None, 10.0))
-    ) as with_generator:
+    late = Gateway(LateGenerator([HOSTILE, *CANDIDATES]), 3, None, 10.0)
+    with over_http(tiny_api({"demo": scorer}, gateway=late)) as with_generator:
         page = opened(with_generator)
         page.get_by_label("Problem", exact=True).fill(PROBLEM)
         page.get_by_role("button", name="Generate and score").click()
@@ -264,9 +263,8 @@ def test_the_generator_writes_candidates_and_without_one_it_is_said(scorer: Scor
 
 
 def test_a_request_that_takes_long_is_shown_and_can_be_cancelled(scorer: Scorer, opened: Opener) -> None:
-    with over_http(
-        tiny_api({"demo": scorer}, gateway=Gateway(LateGenerator(CANDIDATES, 300.0), 3, None, 600.0))
-    ) as url:
+    late = Gateway(LateGenerator(CANDIDATES, 300.0), 3, None, 600.0)
+    with over_http(tiny_api({"demo": scorer}, gateway=late)) as url:
         page = opened(url)
         page.get_by_label("Problem", exact=True).fill(PROBLEM)
         page.get_by_role("button", name="Generate and score").click()

@@ -183,6 +183,8 @@ def test_a_table_is_set_name_by_name_on_the_command_line(tmp_path: Path):
         ("import.fields.text=1", "import.fields.text: Input should be a valid string (got 1)"),
         ("run.dir=", "override 'run.dir=' is empty: run.dir must be a folder, or left out for the file's own"),
         ("run.dir= ", "override 'run.dir= ' is empty: run.dir must be a folder"),
+        ("run.dir=/x/..", "run.dir: must be a folder of its own, not '/': its stages are folders in it"),
+        ("run.dir=/", "run.dir: must be a folder of its own, not '/'"),
         ("run.dir=''", "run.dir: must be a path, or an address such as s3://bucket/folder (got '')"),
     ],
 )

@@ -102,6 +102,11 @@ def test_a_run_folder_that_cannot_be_written_to_is_bad_input(read_only: Path, ca
     assert "run.dir cannot be used: " in line and "responses' cannot be written: Read-only file system" in line
 
 
+def test_a_run_folder_that_cannot_be_made_is_bad_input(capsys: pytest.CaptureFixture[str]):
+    line = line_of(lambda: attempt_at(Path("/proc/no/such/run"), "generate"), capsys, 2)
+    assert "run.dir cannot be used: '/proc/no/such/run/responses' cannot be made" in line
+
+
 def test_a_run_folder_that_is_a_file_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "run").touch()
     line = line_of(lambda: attempt_at(tmp_path / "run", "generate"), capsys, 2)

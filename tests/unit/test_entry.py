@@ -1,5 +1,6 @@
 """How a command ends: exit codes and the one line that says why."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -41,6 +42,29 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
         raise KeyboardInterrupt
     assert exit_info.value.code == 130
     assert "the same command (without --fresh) goes on from there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("num_read", "code", "said"), [(1, 141, b""), (100_000, 0, b"")])
+def test_a_reader_that_has_seen_enough_is_no_failure(num_read: int, code: int, said: bytes):
+    """As `| head` is, once it has its lines."""
+    program = (
+        "from prm_ray.entry import failing_in_one_line\nwith failing_in_one_line():\n    print('line\\n' * 100_000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None and command.stderr is not None
+        for _ in range(num_read):
+            command.stdout.readline()
+        if num_read == 1:
+            command.stdout.close()
+        else:
+            command.stdout.read()
+        assert command.stderr.read() == said
+    assert command.returncode == code
+
+
+def test_a_connection_that_breaks_is_no_reader_that_left():
+    with pytest.raises(BrokenPipeError), failing_in_one_line():
+        raise BrokenPipeError
 
 
 def test_an_unknown_failure_keeps_its_traceback():

@@ -157,6 +157,27 @@ def test_a_second_job_in_the_same_folder_is_refused_unless_forced_and_a_server_i
     assert cluster.verbs == ["run", "serve", "train"]
 
 
+def test_a_run_of_an_experiment_that_is_at_work_is_in_use(tmp_path: Path):
+    cluster, grid = Cluster(), Work("experiment", ("grid.toml",), str(tmp_path), ())
+    first = sender(cluster).submit(grid)
+    with pytest.raises(UserError, match=f"is in use: job {first} .experiment. is RUNNING there"):
+        sender(cluster).submit(work(tmp_path, "train"))
+    sender(cluster).submit(Work("train", ("run.toml",), f"{tmp_path}-2/run", ()))
+    cluster.jobs[0].status = JobStatus.SUCCEEDED
+    second = sender(cluster).submit(work(tmp_path, "train"))
+    with pytest.raises(UserError, match=f"is in use: job {second} .train. is RUNNING there"):
+        sender(cluster).submit(grid)
+
+
+def test_a_killed_chain_with_fresh_says_that_its_words_go_on_without(tmp_path: Path):
+    cluster = Cluster()
+    sender(cluster).submit(work(tmp_path, fresh="score").stage("score", fresh=True))
+    with pytest.raises(UserError, match=r"is in use: job .* which go on with it without --fresh"):
+        sender(cluster).run_chain(work(tmp_path, fresh="score"))
+    assert sender(cluster).run_chain(work(tmp_path)) == 0
+    assert cluster.verbs == ["score", "rerank", "evaluate"]
+
+
 def test_a_server_does_not_keep_others_out(tmp_path: Path):
     cluster = Cluster()
     sender(cluster).submit(work(tmp_path, "serve"))

@@ -100,6 +100,21 @@ def test_the_address_comes_from_the_variables_of_ray_if_none_is_given(
     assert "no cluster answers at http://127.0.0.1:1 " in fails(capsys, "status", "--address", "127.0.0.1:1")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--submission-id", "a b/c"), "--submission-id: must be of letters, digits, '.', '_' and '-' (got 'a b/c')"),
+        (("--entrypoint-num-cpus", "-3"), "--entrypoint-num-cpus: must be a number of at least 0 (got '-3')"),
+        (("--entrypoint-num-gpus", "nan"), "--entrypoint-num-gpus: must be a number of at least 0 (got 'nan')"),
+        (("--address", ""), "--address '' is empty: --address (or RAY_API_SERVER_ADDRESS) must be a head node's"),
+    ],
+)
+def test_what_no_job_can_have_is_refused_before_anything_is_sent(
+    config: str, words: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert message in fails(capsys, "submit", "run", config, *words)
+
+
 def test_an_address_that_speaks_no_http_may_be_the_clusters_own(capsys: pytest.CaptureFixture[str]):
     """As RAY_ADDRESS often is: Ray is then asked for the dashboard. With http:// in front it is a mistake."""
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from prm_ray.cli import _parsed
+from prm_ray.config import parse_config
 from prm_ray.errors import UserError
 from prm_ray.submitting.work import Work, read_work
+from tests.tables_by_hand import mark_done
 
 SHARED = 'run.dir="/shared/run"'
 
@@ -29,6 +31,23 @@ def test_the_job_runs_the_same_verb_with_the_config_as_the_job_sees_it(tmp_path:
 def test_a_run_folder_that_would_be_lost_with_the_job_is_refused(tmp_path: Path, folder: str):
     with pytest.raises(UserError, match=f"run.dir '{folder}' must be an absolute path on storage that all nodes"):
         work(tmp_path, f"run.dir={folder}")
+
+
+@pytest.mark.parametrize("spelled", ["/shared//run/", "//shared/./run", "/shared/x/../run"])
+def test_a_folder_is_known_however_it_is_spelled(tmp_path: Path, spelled: str):
+    assert work(tmp_path, f"run.dir={spelled}").folder == "/shared/run"
+
+
+def test_an_address_stays_as_it_is(tmp_path: Path):
+    assert work(tmp_path, "run.dir=s3://bucket/run/").folder == "s3://bucket/run"
+
+
+def test_a_changed_setting_of_the_stage_itself_is_refused_here_if_its_folder_is_seen(tmp_path: Path):
+    mark_done(parse_config({"run": {"dir": str(tmp_path / "run")}}), ["generate", "label"])
+    words = (f"run.dir={tmp_path / 'run'}", "label.judge=exact")
+    with pytest.raises(UserError, match="was made with other settings"):
+        work(tmp_path, *words, verb="label")
+    assert work(tmp_path, *words, "--fresh", verb="label").fresh == "all"
 
 
 def test_a_run_without_a_folder_is_refused(tmp_path: Path):
