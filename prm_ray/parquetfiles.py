@@ -63,7 +63,7 @@ def _readable(path: Path) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].removesuffix(".")
             if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # Arrow's own have no number
                 raise StorageError(f"{str(path)!r} cannot be read: {reason}") from None
             raise UserError(f"{str(path)!r} is not a readable Parquet file: {reason}{_advice(path)}") from None

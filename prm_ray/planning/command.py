@@ -19,7 +19,8 @@ _EXAMPLES = """examples:
   prm-ray plan configs/demo.toml --cpu
   prm-ray plan configs/experiments/objectives.toml --variant dpo --cpu
 
-Exit code 0 = it fits, 1 = it does not, 2 = bad input. Formulas and assumptions: docs/planning.md
+Exit code 0 = it fits, or no stage asks for a GPU and nothing was judged; 1 = it does not fit; 2 = bad input.
+Formulas and assumptions: docs/planning.md
 """
 _LENGTH = "mean length of a {} (default: {}; of arithmetic problems their own)"
 

@@ -94,4 +94,5 @@ def _loading(question: Question, section: FitSection, how: Training) -> tuple[st
     each = question.shape.parameters * (question.number if how.lora_rank else FLOAT)
     on_a_node = min(how.num_workers, question.cluster.places_on_a_node(section.gpus_per_worker))
     gib = on_a_node * each / GIB
-    return (f"while it loads, a node needs {gib:.0f} GiB of main memory: {on_a_node} whole models",)
+    models = f"{on_a_node} whole model{'s' if on_a_node > 1 else ''}"
+    return (f"while it loads, a node needs {gib:.0f} GiB of main memory: {models}",)

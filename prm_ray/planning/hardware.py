@@ -100,8 +100,10 @@ _OTHER_NAMES = {
     "rtx-a6000": "A6000",
 }
 
+_NUMBER = r"\d+\.?\d*|\.\d+"
 _CUSTOM = re.compile(
-    r"(?P<memory>[\d.]+)(?P<unit>GB|GiB)(?:@(?P<tflops>[\d.]+)TFLOPs?)(?:@(?P<bandwidth>[\d.]+)TB/s)?", re.IGNORECASE
+    rf"(?P<memory>{_NUMBER})(?P<unit>GB|GiB)(?:@(?P<tflops>{_NUMBER})TFLOPs?)(?:@(?P<bandwidth>{_NUMBER})TB/s)?",
+    re.IGNORECASE,
 )
 SPELLINGS = "8xH100, 4xA100-80GB or, for one that is not known, 8x96GB@400TFLOPs or 8x96GB@400TFLOPs@2TB/s"
 
@@ -125,9 +127,15 @@ def _device(name: str, text: str) -> Device:
     if match := _CUSTOM.fullmatch(name):
         memory, tflops = float(match["memory"]), float(match["tflops"])
         bandwidth = float(match["bandwidth"] or _CUSTOM_BANDWIDTH)
-        if min(memory, tflops, bandwidth) > 0:
-            return _gpu(name, memory * _LEFT_BY_DRIVER, tflops, bandwidth)
+        _check_numbers(text, {"memory": memory, "rate": tflops, "memory bandwidth": bandwidth})
+        return _gpu(name, memory * _LEFT_BY_DRIVER, tflops, bandwidth)
     raise UserError(f"--gpus {text!r}: no GPU {name!r} is known; write {SPELLINGS}. Known: {', '.join(GPUS)}")
+
+
+def _check_numbers(text: str, numbers: dict[str, float]) -> None:
+    wrong = [what for what, number in numbers.items() if not number > 0]
+    if wrong:
+        raise UserError(f"--gpus {text!r}: the {' and the '.join(wrong)} of a GPU must be more than 0")
 
 
 def cluster_of_cpus(nodes: int) -> Cluster:

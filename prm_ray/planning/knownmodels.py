@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from prm_ray.errors import UserError
@@ -87,11 +88,19 @@ def _from_hub(name: str) -> str:
     except ImportError:
         reason = "huggingface_hub is not installed"
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _reason(error)
     raise UserError(
         f"the config.json of model {name!r} cannot be read from the hub ({reason}): give model.name=FOLDER, a folder "
         f"that holds it, or a model whose shape is built in: {', '.join(KNOWN)}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """In one line; what urllib wraps (`<urlopen error [Errno -2] ...>`) without the wrapping."""
+    text: object = error
+    if type(error) is URLError:  # not an HTTPError, which says its status
+        text = getattr(error.reason, "strerror", None) or error.reason
+    return (str(text).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:

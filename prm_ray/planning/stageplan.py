@@ -95,7 +95,8 @@ def check_room(stage: str, resources: Resources, cluster: Cluster) -> None:
     if not cluster.device.is_gpu:
         return
     if resources.gpus > cluster.per_node:
-        raise UserError(f"{gpus_key} {resources.gpus:g} must be on one node, and a node has {cluster.per_node} GPUs")
+        has = f"{cluster.per_node} GPU{'s' if cluster.per_node > 1 else ''}"
+        raise UserError(f"{gpus_key} {resources.gpus:g} must be on one node, and a node has {has}")
     if not asked or resources.workers <= (places := cluster.places(resources.gpus)):
         return
     what = f"{workers_key} {resources.workers} with {gpus_key} {resources.gpus:g}"

@@ -63,7 +63,7 @@ class Sender:
                     return code
                 started = was_started(job)
             retries -= 1
-            log.info("again, and then %d more times at most", retries)
+            log.info("again, %s", _how_often(retries))
             time.sleep(_RETRY_SECONDS)
             work = work.again() if started else work  # what was to be redone is there still
             name = self.submit(work, self.jobs.free_name(name))
@@ -103,6 +103,12 @@ class Sender:
     def _name_of(self, part: Work) -> str | None:
         """A chain that goes on finds the ids of its first try taken."""
         return self.jobs.free_name(f"{self.name}-{part.verb}") if self.name else None
+
+
+def _how_often(more: int) -> str:
+    if not more:
+        return "for the last time"
+    return f"and then {more} more time{'s' if more > 1 else ''} at most"
 
 
 def _in_use(folder: str, job: Any) -> str:

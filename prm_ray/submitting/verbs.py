@@ -146,7 +146,7 @@ def _submit_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="even if another job is running in the same run.dir: it must not write there",
+        help='even if another job works in the same run.dir: nothing is lost (docs/running.md, "Two starts at once")',
     )
     parser.add_argument(
         "--submission-id", metavar="ID", type=_job_id, help="the job's id (of a chain its beginning); else one is made"

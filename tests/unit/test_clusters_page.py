@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def of(program: str) -> list[list[str]]:
     return found
 
 
+def of_verb(verb: str) -> list[list[str]]:
+    return [words for words in of("prm-ray") if words[0] == verb]
+
+
 def test_every_file_of_ours_that_the_page_names_is_there():
     named = {word for word in in_code() if re.match(r"(cluster|configs|docs|jobs)/\w", word)}
     named |= {f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)", PAGE)}
@@ -56,10 +61,10 @@ def test_every_manifest_is_on_the_page():
     assert [path.name for path in (ROOT / "cluster").iterdir() if f"cluster/{path.name}" not in PAGE] == []
 
 
-def configured() -> list[list[str]]:
-    """CONFIG and the overrides behind it, of every command that has them."""
+def configured(verb: str | None = None) -> list[list[str]]:
+    """CONFIG and the overrides behind it, of every command that has them, or of those of one verb."""
     found = []
-    for words in commands():
+    for words in commands() if verb is None else of_verb(verb):
         for i, word in enumerate(words):
             if word.startswith("configs/") and word.endswith(".toml"):
                 found.append([word, *(each for each in words[i + 1 :] if re.match(r"\w+\.\w+=", each))])
@@ -68,8 +73,8 @@ def configured() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", configured(), ids=lambda words: " ".join(words)[:60])
 def test_every_run_of_the_page_has_settings_that_exist(words: list[str]):
-    config = load_config(ROOT / words[0], words[1:])
-    assert str(config.run.dir).startswith("/shared/")
+    load_config(ROOT / words[0], words[1:])
+    assert any(word.startswith("run.dir=/shared/") for word in words) or words in configured("plan")
 
 
 def test_every_setting_that_the_page_mentions_exists():
@@ -77,19 +82,68 @@ def test_every_setting_that_the_page_mentions_exists():
         field.alias or name: field.default for name, field in RunConfig.model_fields.items()
     }
     mentioned = [match.groups() for word in in_code() if (match := re.match(r"([a-z_]+)\.([a-z_]+)(?:=|$)", word))]
-    ours = [(section, key) for section, key in mentioned if section in sections and key not in ("toml", "yaml")]
+    ours = [
+        (section, key) for section, key in mentioned if section in sections and key not in ("toml", "yaml", "jsonl")
+    ]
     assert len(ours) > 5
     assert [(section, key) for section, key in ours if key not in type(sections[section]).model_fields] == []
 
 
 def test_every_command_of_ours_can_be_parsed():
     ran = of("prm-ray")
-    assert {words[0] for words in ran} == {"key", "serve", "submit"}
+    assert {words[0] for words in ran} == {"key", "plan", "serve", "submit"}
     for verb, *words in ran:
         if verb == "submit":
             _, (verb, *words) = _submit_parser().parse_known_args(words)
         assert verb in _VERBS
         _parsed(verb, words)
+
+
+def test_what_the_page_plans_is_the_run_of_the_job():
+    """By numbers of problems in place of files, which lie where `plan` does not see them."""
+    (planned,) = of_verb("plan")
+    text = (ROOT / "cluster/ray-job.yaml").read_text(encoding="utf-8")
+    (comment,) = re.findall(r"^#     prm-ray (plan .*?)\n#$", text, flags=re.M | re.S)
+    assert planned == comment.replace("\\\n#", "").split()
+    job = the("ray-job.yaml", "RayJob")["spec"]["entrypoint"].split()[3:]
+    own = [word for word in job if not word.startswith(("run.dir=", "problems."))]
+    assert [word for word in planned if re.match(r"configs/|(?!problems\.)\w+\.\w+=", word)] == own
+
+
+def test_the_command_that_names_the_image_can_be_repeated_with_another_tag(tmp_path: Path):
+    (typed,) = of("sed")
+    assert typed[-1] == "cluster/ray-*.yaml"
+    own = [tmp_path / path.name for path in ROOT.glob(typed[-1])]
+    for copy in own:
+        copy.write_bytes((ROOT / "cluster" / copy.name).read_bytes())
+    for tag in ("0.1.0", "0.1.1"):
+        subprocess.run(["sed", *[word.replace("0.1.0", tag) for word in typed[:-1]], *own], check=True)
+        images = re.findall(r"image: (.*)", "".join(copy.read_text(encoding="utf-8") for copy in own))
+        assert images == [f"REGISTRY/prm-ray:{tag}"] * 8
+
+
+def test_what_the_page_makes_on_kubernetes_it_takes_down_again():
+    ran = of("kubectl")
+    applied = {words[2] for words in ran if words[:2] == ["apply", "-f"]}
+    deleted = {word for words in ran if words[0] == "delete" for word in words[1:] if word.startswith("cluster/")}
+    assert applied == deleted and len(applied) == 6
+    made = {(words[1], words[3 if words[1] == "secret" else 2]) for words in ran if words[0] == "create"}
+    removed = {(words[1], name) for words in ran if words[0] == "delete" for name in words[2:]}
+    assert len(made) == 6 and made <= removed
+    labels = {word.split("=")[0] for words in ran if words[:2] == ["label", "namespace"] for word in words[3:]}
+    assert labels == {"prm-ray/client", "prm-ray/client-"}
+
+
+def test_a_pod_is_there_before_anything_is_copied_into_it():
+    uses = [words[0] for words in of("kubectl") if {"copy", "pod/copy"} & set(words)]
+    assert uses[:3] == ["run", "wait", "exec"]
+
+
+def test_whoever_starts_ray_by_hand_gives_workers_the_priority_that_the_image_gives_them():
+    setting = "RAY_worker_niceness=0"
+    for name in ("cluster/Dockerfile", "docs/clusters.md", "docs/running.md"):
+        assert setting in (ROOT / name).read_text(encoding="utf-8")
+    assert PAGE.index(f"export {setting}") < PAGE.index("\nray start --head")
 
 
 def test_every_job_of_the_page_exists():

@@ -65,3 +65,10 @@ def test_gradients_cross_the_network_where_a_node_has_no_room_for_all_workers(wo
     shape, step = Shape(8, 3, 16, 2, 1, 100, True), Stepping(1000, 1, gpus)
     _, waiting = step_seconds(shape, Training(num_workers=workers), step, 5, 2, cluster_of_gpus("8xH100", nodes))
     assert waiting == pytest.approx(8 * shape.parameters / (0.7 * (450e9 if nodes == 1 else 50e9)))
+
+
+@pytest.mark.parametrize(("gpus", "nodes", "said"), [("6xL40S", 2, "6 whole models"), ("1xL40S", 12, "1 whole model")])
+def test_the_models_that_a_node_holds_while_it_loads_are_counted(gpus: str, nodes: int, said: str):
+    plan = plan_run(load_config(PAPER, ON_TWELVE), cluster_of_gpus(gpus, nodes))
+    notes = next(stage for stage in plan.stages if stage.stage == "train").notes
+    assert any(note.endswith(f" GiB of main memory: {said}") for note in notes)

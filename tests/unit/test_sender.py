@@ -214,6 +214,17 @@ def test_tries_end_and_bad_input_is_not_tried_again(tmp_path: Path, codes: tuple
     assert len(cluster.jobs) == num_jobs
 
 
+def test_it_is_said_how_often_a_job_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="prm_ray")
+    sender(Cluster(1, 1, 1), retries=3).run(work(tmp_path))
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("again")]
+    assert said == [
+        "again, and then 2 more times at most",
+        "again, and then 1 more time at most",
+        "again, for the last time",
+    ]
+
+
 def test_a_job_that_somebody_stopped_is_not_tried_again(tmp_path: Path):
     cluster = Cluster()
     name = sender(cluster).submit(work(tmp_path))
