@@ -95,12 +95,15 @@ def number_of(workspace: str) -> int:
 
 def enter(path: Path, attempt: Attempt, is_fenced: bool) -> None:
     """Tell others that this attempt works in the folder of a stage. Raises `TakenOverError` as `hold` does."""
-    with open_folder(path) as folder:
-        if is_fenced:  # before it is told of: else the newer one would have to look who came in which order
-            _check_newest(folder, attempt)
-        folder.make_folder(FOLDER)
-        folder.make_folder(attempt.workspace)
-        folder.put_new(attempt.file, json_writer(asdict(attempt)))
+    try:
+        with open_folder(path) as folder:
+            if is_fenced:  # before it is told of: else the newer one would have to look who came in which order
+                _check_newest(folder, attempt)
+            folder.make_folder(FOLDER)
+            folder.make_folder(attempt.workspace)
+            folder.put_new(attempt.file, json_writer(asdict(attempt)))
+    except FileNotFoundError:  # nothing that could be missing was there before
+        raise _removed(path, attempt, None) from None
 
 
 @contextmanager
@@ -122,8 +125,8 @@ def hold(path: Path, attempt: Attempt, is_fenced: bool) -> Iterator[Folder]:
                 raise TakenOverError(f"{str(path)!r} was finished by another attempt: {attempt} ends here")
         try:
             yield held
-        except FileNotFoundError:  # what was being written went with the folder
-            if isinstance(held, ObjectFolder) or _is_marked(held, attempt):
+        except FileNotFoundError:  # it may have gone with the folder, which gets another name before it goes
+            if isinstance(held, ObjectFolder) or (held.is_in_place() and _is_marked(held, attempt)):
                 raise
             raise _removed(path, attempt, None) from None
         if isinstance(held, ObjectFolder) and held.put and not _is_marked(held, attempt):  # removed meanwhile

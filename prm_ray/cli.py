@@ -58,7 +58,8 @@ _EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `prm-ray` command. Exits with 2 on bad input, 1 on failed work, 130 when interrupted."""
+    """Entry point of the `prm-ray` command. Exits with 2 on bad input, 1 on failed work, 130 when interrupted,
+    141 when nobody reads the output any more."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in _VERBS:
         _top_parser().parse_args(words)

@@ -86,13 +86,8 @@ def failing_in_one_line() -> Iterator[None]:
     """
     had_ray = _ray_runs()
     try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_has_left():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
-        raise SystemExit(_NOBODY_READS) from None
+        with _ending_quietly_where_nobody_reads():
+            yield
     except UserError as error:
         code, message = 2, str(error)
     except (NonFiniteLossError, EngineError, StorageError, TakenOverError, ClusterError) as error:
@@ -110,11 +105,36 @@ def failing_in_one_line() -> Iterator[None]:
         _fail(code, message)
 
 
+@contextmanager
+def _ending_quietly_where_nobody_reads() -> Iterator[None]:
+    """Exit code 141 if whoever read our output has left, as `head` does once it has its lines."""
+    try:
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        raise SystemExit(_NOBODY_READS) from None
+
+
+def _flush() -> None:
+    """Now, for at the end of Python nobody could say anything to a failure."""
+    if sys.stdout is not None:  # as where it was closed before we began
+        sys.stdout.flush()
+
+
 def _reader_has_left() -> bool:
-    """As `head` does once it has its lines."""
     output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    return any(what & select.POLLERR for _, what in output.poll(0))
+    try:
+        output.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError, ValueError):  # no file of the system
+        return False
+    return any(what & (select.POLLERR | select.POLLHUP) for _, what in output.poll(0))
 
 
 def _ray_runs() -> bool:

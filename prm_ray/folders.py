@@ -25,11 +25,12 @@ def open_folder(path: Path, drafts: str = "") -> Folder:
 
 
 def make_folder(path: Path) -> None:
-    """With all above it. In an object store nothing has to be made; a bucket is not. Raises `StorageError`."""
+    """With all above it. In an object store nothing has to be made; a bucket is not. Raises `StorageError`
+    where no folder can be made at all."""
     if not is_remote(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:  # as under /proc, or where nothing is mounted that should be
+        except FileNotFoundError:  # as under /proc, or where a mount comes by itself and does not
             raise StorageError(f"{str(path)!r} cannot be made: no folder can be made above it") from None
 
 

@@ -37,7 +37,7 @@ def _run_folder(value: Any) -> Path:
     if not (isinstance(value, str | Path) or is_remote(value)) or not str(value).strip():
         raise ValueError("must be a path, or an address such as s3://bucket/folder")
     place = location(value)
-    if os.path.normpath(place) == "/":
+    if not is_remote(place) and not os.path.normpath(place).strip("/"):
         raise ValueError("must be a folder of its own, not '/': its stages are folders in it")
     return place
 
@@ -46,7 +46,8 @@ def _one_gpu(value: float) -> float:
     if value > 1:
         raise ValueError(
             f"{value:g} must be at most 1: such a process has its model on one GPU. "
-            "Use more processes; those of train share one model with parallel = 'fsdp'"
+            "Use more processes (num_workers, num_scorers, num_replicas); "
+            "those of train share one model with parallel = 'fsdp'"
         )
     return value
 

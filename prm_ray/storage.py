@@ -63,6 +63,13 @@ class HeldFolder:
         finally:
             os.close(handle)
 
+    def is_in_place(self) -> bool:
+        """It is still what lies at its path: nobody has given it another name, or removed it."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
     def has(self, name: str) -> bool:
         try:
             os.stat(name, dir_fd=self._handle)

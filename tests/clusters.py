@@ -192,8 +192,9 @@ def _end(mark: str) -> None:
     """Told, and then made to: again and again, for a process that ends may have begun another one."""
     give_up = time.monotonic() + 120
     for signal_name in chain(["terminate"], repeat("kill")):
-        if not (processes := marked(mark)) or time.monotonic() > give_up:
+        if not (processes := marked(mark)):
             return
+        assert time.monotonic() < give_up, f"still there: {processes}"
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 getattr(process, signal_name)()

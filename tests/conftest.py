@@ -36,7 +36,6 @@ if str(ROOT) not in sys.path:
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.processes import wait_until  # noqa: E402
 from tests.tiny import save_tiny_model  # noqa: E402
 
 # a busy machine is no failure, and no change fails by an example that came up by chance
@@ -62,7 +61,6 @@ def cluster() -> Iterator["SmallCluster"]:
 
     with small_cluster() as cluster:
         yield cluster
-    wait_until(lambda: cluster.num_processes() == 0, 60, "end of the cluster")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ _GIVEN: set[int] = set()
 def free_ports(count: int) -> list[int]:
     """Ports from 20000 to 29999 that nobody listens on: below are Ray's own, above those of outgoing connections.
 
-    A port is listened on only seconds after it was given, so processes that test side by side have ranges of their own,
-    and none is one that the system gives to whoever asks for any.
+    A port is listened on only seconds after it was given. So the processes of one `pytest -n 2` have ranges of their
+    own, those of more begin far apart, and none is one that the system gives to whoever asks for any.
     """
     found: list[int] = []
     side = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
     first = 20000 + 1000 * (2 * (os.getppid() % 5) + side)
-    port = first + os.getpid() % 1000
+    port = first + os.getpid() * 97 % 1000
     while len(found) < count:
         port = port + 1 if port < first + 999 else first
         with socket.socket() as probe:

@@ -30,6 +30,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
+    S3FileSystem.clear_instance_cache()  # one that an earlier test has made knows of no server
     try:
         yield environment
     finally:

@@ -44,7 +44,7 @@ def named_files(settings: dict[str, Any], verb: str, root: Path) -> Iterator[str
 
 
 def check_shared(setting: str, value: str) -> str:
-    """The folder of a run as the cluster's nodes see it. Raises `UserError` if it would be lost with the job."""
+    """The folder of a run in one spelling, links apart. Raises `UserError` if it would be lost with the job."""
     if not value.startswith("/") and "://" not in value:
         raise UserError(
             f"{setting} {value!r} must be an absolute path on storage that all nodes of the cluster share: "

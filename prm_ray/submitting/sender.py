@@ -83,7 +83,7 @@ class Sender:
             )
         left = None if redone else left
         if left is not None:
-            stages = _from(left.metadata[VERB_KEY], stages, work)
+            stages = _from(left.metadata[VERB_KEY], work)
         for number, stage in enumerate(stages, start=1):
             log.info("chain: %s, stage %d of %d", stage, number, len(stages))
             part = work.stage(stage, fresh=stage == redone)
@@ -129,8 +129,9 @@ def _stages(work: Work) -> tuple[tuple[str, ...], str | None]:
 
     What it does not see its job skips by itself, some seconds later.
     """
-    stages = _all_stages(work)
-    unfinished = tuple(stage for stage in stages if not StageFolder(work.folder, stage).is_done())
+    stages, config = _all_stages(work), work.config
+    assert config is not None
+    unfinished = tuple(stage for stage in stages if not StageFolder(config.run.dir, stage).is_done())
     if work.fresh is None:
         return unfinished, None
     first = stages[0] if work.fresh == "all" else work.fresh
@@ -140,10 +141,9 @@ def _stages(work: Work) -> tuple[tuple[str, ...], str | None]:
     return tuple(stage for stage in stages if stage in unfinished or stages.index(stage) >= place), first
 
 
-def _from(first: str, stages: tuple[str, ...], work: Work) -> tuple[str, ...]:
-    """The stage at work, and those of `stages` behind it: it may have finished its folder, but not ended."""
-    later = _all_stages(work)[_all_stages(work).index(first) + 1 :]
-    return (first, *(stage for stage in stages if stage in later))
+def _from(first: str, work: Work) -> tuple[str, ...]:
+    """The stage at work, and all behind it: with --fresh it removes those, which may be finished at this moment."""
+    return _all_stages(work)[_all_stages(work).index(first) :]
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def _submit_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help='even if another job works in the same run.dir: nothing is lost (docs/running.md, "Two starts at once")',
+        help="even if another job works in the same run.dir: tables stay whole; --fresh removes what it made",
     )
     parser.add_argument(
         "--submission-id", metavar="ID", type=_job_id, help="the job's id (of a chain its beginning); else one is made"
@@ -203,7 +203,9 @@ def _amount(text: str) -> float:
 def _job_id(text: str) -> str:
     """Ray takes any, and then finds none with a slash in it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", text):
-        raise argparse.ArgumentTypeError(f"must be of letters, digits, '.', '_' and '-' (got {text!r})")
+        raise argparse.ArgumentTypeError(
+            f"must be of letters, digits, '.', '_' and '-', and begin with one of the first two (got {text!r})"
+        )
     return text
 
 

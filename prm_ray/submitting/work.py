@@ -16,6 +16,7 @@ from pathlib import Path
 from prm_ray.config import MEASUREMENTS, STAGES, RunConfig, parse_config, read_run_settings, read_settings
 from prm_ray.overrides import apply_overrides
 from prm_ray.submitting.references import check_shared, inside, named_files
+from prm_ray.tables import StageFolder
 
 VERBS = ("run", *STAGES, *MEASUREMENTS, "serve", "experiment")
 VERB_KEY, FOLDER_KEY, WORDS_KEY = "prm_ray_verb", "prm_ray_folder", "prm_ray_words"
@@ -109,7 +110,7 @@ def _check_stages(verb: str, config: RunConfig, fresh: str | None) -> None:
 
     if verb in (*STAGES, *MEASUREMENTS):
         check_before(config, verb)
-        if fresh is None:
+        if fresh is None and all(StageFolder(config.run.dir, before).is_done() for before in config.before(verb)):
             check_settings(config, (verb,))
     elif verb == "run" and fresh is None:
         check_settings(config)

@@ -91,6 +91,7 @@ def check_logprobs(config: RunConfig, model_folder: Path, tolerance: float) -> N
             logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
         differences.append((expected - torch.tensor(row["sampled_logprobs"])).abs())
+        assert differences[-1].mean() < 10 * tolerance
     assert torch.cat(differences).mean() < tolerance
 
 

@@ -4,12 +4,12 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
 from ray import serve
 
-from prm_ray.config import RunConfig
 from prm_ray.scoring.asks import Ask, Options
 from prm_ray.serve import server
 from prm_ray.serve.app import deployment_name
@@ -23,20 +23,13 @@ LONG = {
     "queries": [f"{number} + 45 - 8" for number in range(NUM_JOBS)],
     "documents": ["57\n49"] * NUM_JOBS,
 }
-TIMEOUT = 2
-"""Seconds: some of them are computed, by far not all."""
 
 
-@pytest.fixture(scope="module")
-def run_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    room = {"max_candidates": NUM_JOBS, "max_tokens": 10**6, "max_queued_tokens": 10**6, "timeout_seconds": TIMEOUT}
-    config = make_run(tmp_path_factory.mktemp("run"), **room)
-    return config.model_copy(update={"score": config.score.model_copy(update={"token_budget": 1})})
-
-
-@pytest.fixture(scope="module")
-def url(run_config: RunConfig) -> Iterator[str]:
-    yield server.start(run_config)
+@contextmanager
+def serving(run_dir: Path, timeout_seconds: float) -> Iterator[str]:
+    room = {"max_candidates": NUM_JOBS, "max_tokens": 10**6, "max_queued_tokens": 10**6}
+    config = make_run(run_dir, timeout_seconds=timeout_seconds, **room)
+    yield server.start(config.model_copy(update={"score": config.score.model_copy(update={"token_budget": 1})}))
     server.stop()
 
 
@@ -48,19 +41,21 @@ def num_batches() -> int:
     return batch.number
 
 
-def test_a_client_that_leaves_costs_nothing_more(url: str) -> None:
-    before = num_batches()
-    parts, body = urlsplit(url), json.dumps(LONG).encode()
-    head = f"POST /score HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
-        connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        time.sleep(0.3)
-    small = {"queries": "1 + 2", "documents": "3"}  # may be late while the long one is still encoded
-    wait_until(lambda: call(f"{url}/score", small).status == 200, 60, "answer to a small request")
-    assert num_batches() - before < 0.9 * NUM_JOBS
+def test_a_client_that_leaves_costs_nothing_more(tmp_path: Path, ray_local: None) -> None:
+    with serving(tmp_path, 600) as url:
+        before = num_batches()
+        parts, body = urlsplit(url), json.dumps(LONG).encode()
+        head = f"POST /score HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+            connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(0.3)
+        small = {"queries": "1 + 2", "documents": "3"}  # may be late while the long one is still encoded
+        wait_until(lambda: call(f"{url}/score", small).status == 200, 60, "answer to a small request")
+        assert num_batches() - before < 0.9 * NUM_JOBS
 
 
-def test_a_request_whose_time_is_over_costs_nothing_more(url: str) -> None:
-    before = num_batches()
-    assert call(f"{url}/score", LONG).status == 504
-    assert num_batches() - before < 0.9 * NUM_JOBS
+def test_a_request_whose_time_is_over_costs_nothing_more(tmp_path: Path, ray_local: None) -> None:
+    with serving(tmp_path, 2) as url:  # some of them are computed, by far not all
+        before = num_batches()
+        assert call(f"{url}/score", LONG).status == 504
+        assert num_batches() - before < 0.9 * NUM_JOBS

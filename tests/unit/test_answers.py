@@ -84,7 +84,7 @@ def test_a_judge_works_outside_the_main_thread(math_judge: Judge):
 def test_an_endless_judgement_is_killed_and_the_next_one_works(own_judge: Judge):
     start = time.monotonic()
     assert own_judge("sleep", "1") == (None, None, "timeout: no judgement within 5 s")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 50  # the judge would sleep for 60
     assert own_judge("1", "1").correct is True
 
 

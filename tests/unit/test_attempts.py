@@ -4,6 +4,7 @@ was cleared stays free of what an older attempt still writes."""
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,14 +77,18 @@ def test_a_folder_that_is_gone_before_a_part_is_in_place_is_said_to_be_removed(t
     assert older.attempt is not None
 
     def clear_meanwhile(file) -> None:
+        """Half-way: renamed, and of what is in it the workspace has gone first."""
         file.write(b"older")
-        older.clear()
+        os.rename(older.path, tmp_path / "removed")
+        shutil.rmtree(tmp_path / "removed" / older.attempt.workspace)
 
     with (
         pytest.raises(TakenOverError, match=r"was removed \(--fresh\)"),
         attempts.hold(older.path, older.attempt, is_fenced=False) as held,
     ):
         held.put_new("part-00000.parquet", clear_meanwhile)
+    with pytest.raises(TakenOverError, match=r"was removed \(--fresh\)"):
+        attempts.enter(older.path, older.attempt, is_fenced=False)
     newer = attempt_at(tmp_path, "generate")
     assert newer.attempt is not None
     with pytest.raises(FileNotFoundError), attempts.hold(newer.path, newer.attempt, is_fenced=False):

@@ -185,6 +185,7 @@ def test_a_table_is_set_name_by_name_on_the_command_line(tmp_path: Path):
         ("run.dir= ", "override 'run.dir= ' is empty: run.dir must be a folder"),
         ("run.dir=/x/..", "run.dir: must be a folder of its own, not '/': its stages are folders in it"),
         ("run.dir=/", "run.dir: must be a folder of its own, not '/'"),
+        ("run.dir=//", "run.dir: must be a folder of its own, not '/'"),
         ("run.dir=''", "run.dir: must be a path, or an address such as s3://bucket/folder (got '')"),
     ],
 )

@@ -44,22 +44,37 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
     assert "the same command (without --fresh) goes on from there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("num_read", "code", "said"), [(1, 141, b""), (100_000, 0, b"")])
-def test_a_reader_that_has_seen_enough_is_no_failure(num_read: int, code: int, said: bytes):
+WRITES = """
+import sys
+from prm_ray.entry import failing_in_one_line
+with failing_in_one_line():
+    print("begun", flush=True)
+    sys.stdin.read()
+    {}
+"""
+
+
+@pytest.mark.parametrize("last", ["print('x')", "print('x'); sys.exit(1)", "print('x' * 1_000_000)"])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_reader_that_has_seen_enough_is_no_failure(last: str, leaves: bool):
     """As `| head` is, once it has its lines."""
-    program = (
-        "from prm_ray.entry import failing_in_one_line\nwith failing_in_one_line():\n    print('line\\n' * 100_000)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        assert command.stdout is not None and command.stderr is not None
-        for _ in range(num_read):
-            command.stdout.readline()
-        if num_read == 1:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WRITES.format(last)], **pipes) as command:
+        assert command.stdin is not None and command.stdout is not None and command.stderr is not None
+        assert command.stdout.readline() == b"begun\n"
+        if leaves:
             command.stdout.close()
-        else:
-            command.stdout.read()
-        assert command.stderr.read() == said
-    assert command.returncode == code
+        command.stdin.close()
+        if not leaves:
+            assert command.stdout.read().startswith(b"x")
+        assert command.stderr.read() == b""
+    assert command.returncode == (141 if leaves else int("exit" in last))
+
+
+def test_a_command_without_any_output_ends_well():
+    words = [sys.executable, "-c", WRITES.format("pass")]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words], stdin=subprocess.DEVNULL, capture_output=True)
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 def test_a_connection_that_breaks_is_no_reader_that_left():

@@ -84,8 +84,9 @@ def test_a_log_that_says_nothing_for_long_is_followed_while_the_cluster_answers(
             while not self.has_broken and self.now < 600:
                 num_asked = self.num_asked
                 self.now += following._LOST_SECONDS
-                while self.num_asked == num_asked:
-                    await asyncio.sleep(0.001)
+                async with asyncio.timeout(60):
+                    while self.num_asked == num_asked:
+                        await asyncio.sleep(0.001)
             if not self.has_broken:
                 self.has_broken = True
                 raise OSError("broken")

@@ -237,8 +237,10 @@ def test_what_came_in_time_is_used_and_it_is_said(
         return well(number, body)
 
     handler.script = staticmethod(second_hangs)
-    found = ask(scorer, url, seconds=5.0).json()
-    released.set()
+    try:
+        found = ask(scorer, url, seconds=5.0).json()
+    finally:
+        released.set()
     assert (found["prm_metadata"]["num_candidates"], found["prm_metadata"]["num_requested"]) == (4, 8)
     assert found["prm_metadata"]["problems"] == ["the generator took longer than 5 s"]
 

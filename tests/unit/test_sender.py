@@ -171,7 +171,8 @@ def test_a_run_of_an_experiment_that_is_at_work_is_in_use(tmp_path: Path):
 
 def test_a_killed_chain_with_fresh_says_that_its_words_go_on_without(tmp_path: Path):
     cluster = Cluster()
-    sender(cluster).submit(work(tmp_path, fresh="score").stage("score", fresh=True))
+    sender(cluster).submit(work(tmp_path, fresh="score").stage("score", fresh=True))  # has not cleared anything yet
+    mark_done(work(tmp_path).config, ["generate", "label", "reference", "train", "score", "rerank", "evaluate"])
     with pytest.raises(UserError, match=r"is in use: job .* which go on with it without --fresh"):
         sender(cluster).run_chain(work(tmp_path, fresh="score"))
     assert sender(cluster).run_chain(work(tmp_path)) == 0

@@ -103,7 +103,7 @@ def test_the_address_comes_from_the_variables_of_ray_if_none_is_given(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--submission-id", "a b/c"), "--submission-id: must be of letters, digits, '.', '_' and '-' (got 'a b/c')"),
+        (("--submission-id", "a b/c"), "--submission-id: must be of letters, digits, '.', '_' and '-', and begin with"),
         (("--entrypoint-num-cpus", "-3"), "--entrypoint-num-cpus: must be a number of at least 0 (got '-3')"),
         (("--entrypoint-num-gpus", "nan"), "--entrypoint-num-gpus: must be a number of at least 0 (got 'nan')"),
         (("--address", ""), "--address '' is empty: --address (or RAY_API_SERVER_ADDRESS) must be a head node's"),

@@ -8,6 +8,7 @@ from prm_ray.cli import _parsed
 from prm_ray.config import parse_config
 from prm_ray.errors import UserError
 from prm_ray.submitting.work import Work, read_work
+from prm_ray.tables import FOLDERS
 from tests.tables_by_hand import mark_done
 
 SHARED = 'run.dir="/shared/run"'
@@ -34,12 +35,12 @@ def test_a_run_folder_that_would_be_lost_with_the_job_is_refused(tmp_path: Path,
 
 
 @pytest.mark.parametrize("spelled", ["/shared//run/", "//shared/./run", "/shared/x/../run"])
-def test_a_folder_is_known_however_it_is_spelled(tmp_path: Path, spelled: str):
+def test_a_folder_is_known_in_other_spellings(tmp_path: Path, spelled: str):
     assert work(tmp_path, f"run.dir={spelled}").folder == "/shared/run"
 
 
 def test_an_address_stays_as_it_is(tmp_path: Path):
-    assert work(tmp_path, "run.dir=s3://bucket/run/").folder == "s3://bucket/run"
+    assert work(tmp_path, "run.dir=memory://bucket/run/").folder == "memory://bucket/run"
 
 
 def test_a_changed_setting_of_the_stage_itself_is_refused_here_if_its_folder_is_seen(tmp_path: Path):
@@ -48,6 +49,8 @@ def test_a_changed_setting_of_the_stage_itself_is_refused_here_if_its_folder_is_
     with pytest.raises(UserError, match="was made with other settings"):
         work(tmp_path, *words, verb="label")
     assert work(tmp_path, *words, "--fresh", verb="label").fresh == "all"
+    (tmp_path / "run" / FOLDERS["generate"] / "manifest.json").unlink()  # the job says that this is to be done first
+    assert work(tmp_path, *words, verb="label").fresh is None
 
 
 def test_a_run_without_a_folder_is_refused(tmp_path: Path):
