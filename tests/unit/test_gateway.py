@@ -71,7 +71,7 @@ def scorer(tiny_model: str, other_tiny_model: str) -> Scorer:
     return tiny_scorer(tiny_model, other_tiny_model)
 
 
-def ask(scorer: Scorer, url: str, seconds: float = 10.0, **body: Any) -> httpx.Response:
+def ask(scorer: Scorer, url: str, seconds: float = 60.0, **body: Any) -> httpx.Response:
     async def call() -> httpx.Response:
         gateway = Gateway(HttpGenerator(url), 8, r"(\d+)\Z", seconds)
         request = {"model": "any", "messages": [{"role": "user", "content": PROBLEM}], **body}
@@ -222,6 +222,8 @@ def test_a_stream_ends_as_openais_does(scorer: Scorer, generator: tuple[type[Scr
     text = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
     assert text in TEXTS and done == "[DONE]" and reply.headers["content-type"].startswith("text/event-stream")
     assert chunks[-1]["usage"]["completion_tokens"] == 80 and chunks[-2]["prm_metadata"]["num_candidates"] == 8
+    told = tiny_api({"demo": scorer}).openapi()["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert told.keys() == {"application/json", "text/event-stream"}
 
 
 def test_what_came_in_time_is_used_and_it_is_said(

@@ -33,7 +33,16 @@ from prm_ray.serve.strictjson import strict_router
 router = strict_router("gateway")
 
 
-@router.post("/v1/chat/completions", response_model=None)
+_REPLIES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ChatReply,
+        "description": "The answer, or with `stream` the same in server-sent events.",
+        "content": {"text/event-stream": {}},
+    }
+}
+
+
+@router.post("/v1/chat/completions", response_model=None, responses=_REPLIES)
 async def chat_completions(request: ChatRequest, ask: Asked) -> ChatReply | StreamingResponse:
     """The best of `best_of` candidates by the reward model, or the `n` best of them."""
     reply = await _answer(request, ask)
