@@ -13,9 +13,9 @@ from tests.servedruns import make_run
 def test_clients_with_retries_see_no_failure_and_no_wrong_reward(tmp_path: Path) -> None:
     config = make_run(tmp_path, num_replicas=2)
     scorer = Scorer.from_pretrained(StageFolder(tmp_path, "train").path, dtype="float32")
-    asked = [(f"{number} + 45 - 8", [f"{number} + 45 = 57\n57 - 8 = 49", "Answer: 1"]) for number in range(600)]
+    asked = [(f"{number} + 45 - 8", [f"{number} + 45 = 57\n57 - 8 = 49", "Answer: 1"]) for number in range(400)]
     expected = [[each.rewards["sum"] for each in scorer.score(*one)] for one in asked]
-    seen = kills(config, asked, expected, between=1.0)
+    seen = kills(config, asked, expected, between=2.0)
     assert seen["killed"] >= 2, "nothing was tried"
     assert {key: seen[key] for key in ("right", "wrong", "zero", "failed")} == {
         "right": len(asked),
@@ -23,7 +23,7 @@ def test_clients_with_retries_see_no_failure_and_no_wrong_reward(tmp_path: Path)
         "zero": 0,
         "failed": 0,
     }
-    assert set(seen["statuses"]) <= {"200", "503", "504"}
+    assert set(seen["statuses"]) <= {"200", "503"}
 
 
 @pytest.fixture(autouse=True)
