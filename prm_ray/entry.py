@@ -80,9 +80,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def failing_in_one_line() -> Iterator[None]:
     """Turn the failures a user can do something about into one line on stderr.
 
-    Exit codes: 2 = bad input, 1 = the work failed, 130 = interrupted, 141 = whoever
-    read our output has left. Anything unknown keeps its traceback (and exits
-    with 1): there the place in the code is what helps.
+    Exit codes: 2 = bad input, 1 = the work failed, 130 = interrupted, 141 = whoever read our output has
+    left. Anything unknown keeps its traceback (and exits with 1): there the place in the code is what helps.
     """
     had_ray = _ray_runs()
     try:

@@ -106,13 +106,13 @@ class Jobs:
 
 
 def _meet(one: dict[str, str], other: dict[str, str]) -> bool:
-    """They write into one folder; the runs of an experiment lie inside its own."""
-    folders = one.get(FOLDER_KEY, ""), other[FOLDER_KEY]
-    inside = (
-        about.get(VERB_KEY) == "experiment" and another.startswith(f"{folder}/")
-        for about, folder, another in ((one, *folders), (other, *folders[::-1]))
-    )
-    return folders[0] == folders[1] or any(inside)
+    """They write into one folder."""
+    return one.get(FOLDER_KEY) == other[FOLDER_KEY] or _holds(one, other) or _holds(other, one)
+
+
+def _holds(one: dict[str, str], other: dict[str, str]) -> bool:
+    """One is an experiment, whose runs lie inside its folder, and the other works in there."""
+    return one.get(VERB_KEY) == "experiment" and other.get(FOLDER_KEY, "").startswith(f"{one[FOLDER_KEY]}/")
 
 
 def _not_started(job: Any) -> str:
