@@ -25,6 +25,7 @@ from benchmarks.common import machine, print_table
 from prm_ray.config import RunConfig, load_config
 from prm_ray.core.packing import PromptGroup
 from prm_ray.models import base_model
+from prm_ray.stages.threads import Threads
 
 Figures = dict[str, Any]
 Prompt = tuple[int, ...]
@@ -130,7 +131,7 @@ class Ways:
         loop = asyncio.new_event_loop()
 
         async def start() -> Any:
-            return make_sampler(replace(self.options, num_threads=2))
+            return make_sampler(replace(self.options, threads=Threads(number=2)))
 
         sampler = loop.run_until_complete(start())
 

@@ -17,6 +17,7 @@ from benchmarks.common import Setting
 from prm_ray.core.packing import PromptGroup
 from prm_ray.stages.sampler import VllmSampler
 from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions
+from prm_ray.stages.threads import Threads
 
 
 class Engine:
@@ -35,7 +36,7 @@ class Engine:
             max_tokens=setting.response,
             max_model_len=max(64, longest + 1),
             num_gpus=int(torch.cuda.is_available()),
-            num_threads=setting.threads,
+            threads=Threads(number=setting.threads),
             seed=0,
             engine_options={"skip_tokenizer_init": True},
         )

@@ -11,6 +11,7 @@ from prm_ray.serve.generator import Candidate as Answer
 from prm_ray.serve.generator import Generated
 from prm_ray.serve.steps import Continuing, Opening, StepByStep
 from prm_ray.stages.sampling import Decoding, SamplerOptions
+from prm_ray.stages.threads import Threads
 
 STEPS = 3
 
@@ -62,7 +63,9 @@ class Whole:
 
 
 def tiny_options(folder: str) -> SamplerOptions:
-    return SamplerOptions("transformers", folder, "float32", False, Decoding(1, 1.0, 1.0), 40, 512, 0, 1, 0, {})
+    return SamplerOptions(
+        "transformers", folder, "float32", False, Decoding(1, 1.0, 1.0), 40, 512, 0, Threads(number=1), 0, {}
+    )
 
 
 class TinyEngine:

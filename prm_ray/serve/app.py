@@ -30,7 +30,7 @@ from prm_ray.serve.manifest import APP_NAME, seconds_to_answer
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, SearchSection, ServeSection
-from prm_ray.stages.cluster import share_of_cores
+from prm_ray.stages.threads import share_of_cores
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """A problem goes to the replica that has it in its prefix cache, or to the next one if that is full."""

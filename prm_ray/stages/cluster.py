@@ -81,14 +81,3 @@ def check_room(what: str, num_cpus: float, num_gpus: float, num_workers: int = 1
 def _num_workers(node: dict[str, float], num_cpus: float, num_gpus: float) -> int:
     wanted = {"CPU": num_cpus, "GPU": num_gpus}
     return min((int(node.get(name, 0) / each + 1e-9) for name, each in wanted.items() if each), default=1)
-
-
-def set_threads(num_workers: int) -> None:
-    """Give this worker its share of the machine's cores: Ray sets one OpenMP thread for an actor of one CPU."""
-    import torch
-
-    torch.set_num_threads(share_of_cores(num_workers))
-
-
-def share_of_cores(num_workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // num_workers)

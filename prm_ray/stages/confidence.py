@@ -20,8 +20,8 @@ from prm_ray.headscorer import HeadScorer
 from prm_ray.models import check_vocabularies, read_prm_json, resolve_model
 from prm_ray.rewardmodels import HEADS
 from prm_ray.scorer import Scorer
-from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
+from prm_ray.stages.threads import set_threads
 
 StepValues = Callable[[Sequence[PromptGroup], Sequence[Sequence[Sequence[int]]]], list[list[list[float]]]]
 """(groups, the S step ends of each of their responses) -> S values of each, in [0, 1]: the chance of a right answer."""

@@ -47,7 +47,7 @@ class Continuer:
         self._options, self._tokenizer, self._rule = options, tokenizer, step_rule
         self._sampler = sampler or make_sampler(options)
         is_one_at_a_time = isinstance(self._sampler, TransformersSampler)
-        merged = _Merged(self._sampler, options.num_threads)
+        merged = _Merged(self._sampler, options.threads.count())
         self._draw_one = merged.draw if is_one_at_a_time else _Single(self._sampler).draw
 
     async def __call__(

@@ -38,9 +38,10 @@ from prm_ray.objectstore import is_remote
 from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
 from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
-from prm_ray.stages.cluster import check_room, set_threads
+from prm_ray.stages.cluster import check_room
 from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
+from prm_ray.stages.threads import set_threads_beside
 from prm_ray.storage import bytes_writer
 from prm_ray.tables import StageFolder
 from prm_ray.trainer import Schedule, Trainer
@@ -167,7 +168,7 @@ def _train(plan: FitPlan) -> None:
         os.chdir(plan.working_dir)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    set_threads(context.get_local_world_size())
+    set_threads_beside(context.get_local_world_size())
     fence = _Fence(plan.folder)
     fence.check()  # of an attempt that was taken over the files are gone, and its workers start again for that
     section, data, workspace = plan.section, plan.make_data(), plan.folder.shared_workspace

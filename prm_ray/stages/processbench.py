@@ -16,11 +16,11 @@ from prm_ray.core.processbench import RIGHT
 from prm_ray.errors import UserError
 from prm_ray.problems import hash_problem, read_rows, require_fields
 from prm_ray.settings import ProcessBenchSection
-from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.processbench_report import make_report, write_report
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.stages.solutions import Solution, open_reader
+from prm_ray.stages.threads import set_threads
 from prm_ray.tables import StageFolder, count_failures
 
 

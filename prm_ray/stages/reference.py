@@ -36,10 +36,10 @@ from prm_ray.models import (
 from prm_ray.parquetfiles import read_parquet, write_parquet
 from prm_ray.schemas import CACHE
 from prm_ray.scorer import group_values
-from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.stages.threads import set_threads
 from prm_ray.tables import FOLDERS, StageFolder, count_failures
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
 from prm_ray.models import context_length
+from prm_ray.stages.threads import Threads, chosen_threads
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SamplerOptions:
     max_tokens: int
     max_model_len: int
     num_gpus: int
-    num_threads: int
+    threads: Threads
     seed: int
     engine_options: dict[str, Any]
 
@@ -86,7 +86,6 @@ def sampler_options(config: RunConfig, model: str) -> SamplerOptions:
             f"generate.temperature 0 makes all samples equal: generate.num_samples must be 1, not {section.num_samples}"
         )
     limit = config.prompt.max_tokens + section.max_tokens
-    threads = os.environ.get("OMP_NUM_THREADS")
     return SamplerOptions(
         backend=pick_backend(config),
         model=model,
@@ -96,15 +95,10 @@ def sampler_options(config: RunConfig, model: str) -> SamplerOptions:
         max_tokens=section.max_tokens,
         max_model_len=min(limit, context_length(model, config.model.trust_remote_code) or limit),
         num_gpus=section.gpus_per_engine,
-        num_threads=int(threads) if threads and threads.isdigit() else _cores_of_an_engine(section.num_engines),
+        threads=Threads(section.num_engines, chosen_threads()),
         seed=config.run.seed,
         engine_options=section.engine_options,
     )
-
-
-def _cores_of_an_engine(num_engines: int) -> int:
-    """Engines on CPUs share this machine; more threads than cores slow each other down tenfold."""
-    return max(1, len(os.sched_getaffinity(0)) // num_engines)
 
 
 def pick_backend(config: RunConfig) -> str:

@@ -22,11 +22,11 @@ from prm_ray.headscorer import HeadScorer
 from prm_ray.models import load_model, load_tokenizer, read_prm_json, reference_model, write_prm_json
 from prm_ray.publishedscorer import PublishedScorer, load_format
 from prm_ray.scorer import Scorer
-from prm_ray.stages.cluster import set_threads
 from prm_ray.stages.groups import group_rows
 from prm_ray.stages.result import StageResult, count_parts
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.stages.steprewards import add_published_rewards, add_step_rewards
+from prm_ray.stages.threads import set_threads
 from prm_ray.tables import StageFolder, count_failures
 from prm_ray.texts import cut_steps
 

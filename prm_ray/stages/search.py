@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -125,7 +124,6 @@ def aggregation_of(config: RunConfig, model: ServedModel) -> str:
 
 def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, Scorers]:
     section, model = config.search, served_model(config)
-    threads = max(1, len(os.sched_getaffinity(0)) // section.num_scorers)
     by_text = not reads_tokens_of(model, options.model)
     generators: Generators = Pool(
         "generators",
@@ -139,7 +137,7 @@ def make_pools(config: RunConfig, options: SamplerOptions) -> tuple[Generators, 
     )
     scorers: Scorers = Pool(
         "scorers",
-        scorer_maker(config, model, aggregation_of(config, model), by_text, threads),
+        scorer_maker(config, model, aggregation_of(config, model), by_text),
         section.num_scorers,
         room=_BATCHES_AHEAD * section.token_budget,
         gathering=None if section.gpus_per_scorer else gathering,

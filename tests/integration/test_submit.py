@@ -56,7 +56,7 @@ def judge(text: str, gold: str) -> bool:
 
 class Broken:
     def __init__(self, options):
-        pass
+        self.options = options
 
     async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
         if len(prompts) == 1:
@@ -66,6 +66,7 @@ class Broken:
 class Chatty(Broken):
     async def sample(self, prompts, seeds, max_tokens=None, decoding=None):
         print("what a worker of generate says")
+        print("it has", self.options.threads.count(), "threads")
         await asyncio.sleep(2)  # so that Ray has time to bring it to the job's log
         return [[Sample(tokens=[65], logprobs=[-1.0], finish_reason="stop")] * 2 for _ in prompts]
 
@@ -152,6 +153,15 @@ def test_a_worker_that_dies_is_said_once_and_the_stage_goes_on(client: Client, t
     assert done.returncode == 0 and (tmp_path / "died").exists(), done.stdout + done.stderr
     assert done.stdout.count("A worker died or was killed") == 1
     assert "retries remaining" not in done.stdout
+
+
+@pytest.mark.parametrize(("said", "count"), [([], min(4, len(os.sched_getaffinity(0)))), (["--env", "OMP_NUM_THREADS=3"], 3)])
+def test_an_engine_has_the_cores_of_its_machine_not_the_one_thread_of_ray(
+    client: Client, tmp_path: Path, said: list[str], count: int
+) -> None:
+    words = ["run.toml", f"run.dir={tmp_path / 'run'}", "generate.backend=sent_along:Chatty"]
+    command = client.run("submit", "generate", *words, *said)
+    assert f"it has {count} threads" in command.stdout, command.stdout + command.stderr
 
 
 def test_a_servers_log_has_no_lines_of_other_jobs(submitted: Submitted, client: Client, tmp_path: Path):

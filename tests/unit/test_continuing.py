@@ -10,13 +10,16 @@ from prm_ray.search.candidate import Draw, Proposal
 from prm_ray.stages import continuing
 from prm_ray.stages.continuing import Continuer
 from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions
+from prm_ray.stages.threads import Threads
 from prm_ray.stages.transformers_sampler import TransformersSampler
 
 TEXT = "Step 1: 1+2\n\n  = 3\nStep 2: 3-1\n\nStep 3: é€😀 two\n\n\nAnswer: 2"
 
 
 def options(model: str, max_tokens: int = 200) -> SamplerOptions:
-    return SamplerOptions("transformers", model, "float32", False, Decoding(1, 1.0, 1.0), max_tokens, 512, 0, 1, 0, {})
+    return SamplerOptions(
+        "transformers", model, "float32", False, Decoding(1, 1.0, 1.0), max_tokens, 512, 0, Threads(number=1), 0, {}
+    )
 
 
 class Reciter:

@@ -11,8 +11,9 @@ from prm_ray.errors import UserError
 from prm_ray.stages import ownsampler
 from prm_ray.stages.ownsampler import OwnSampler
 from prm_ray.stages.sampling import Decoding, Sample, SamplerOptions
+from prm_ray.stages.threads import Threads
 
-OPTIONS = SamplerOptions("mine:Mine", "", "auto", False, Decoding(2, 1.0, 1.0), 8, 64, 0, 1, 0, {})
+OPTIONS = SamplerOptions("mine:Mine", "", "auto", False, Decoding(2, 1.0, 1.0), 8, 64, 0, Threads(number=1), 0, {})
 GOOD = Sample([5, 6], [-0.5, -0.1], "stop")
 
 

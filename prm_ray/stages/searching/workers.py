@@ -24,6 +24,7 @@ from prm_ray.search.pool import WorkerDiedError
 from prm_ray.stages.continuing import Continuer
 from prm_ray.stages.pipeline import known_cause
 from prm_ray.stages.sampling import SamplerOptions
+from prm_ray.stages.threads import Threads
 
 _GPU_MARGIN = 0.9
 """Of an engine's share of a GPU: the rest is for what vLLM does not count."""
@@ -51,10 +52,9 @@ class GeneratorActor:
 class ScorerActor:
     """One reward model; what is asked together becomes batches of its token budget."""
 
-    def __init__(self, model: ServedModel, aggregation: str, num_threads: int | None):
-        self._replica = Replica(
-            load_scorer(model), Limits(_NO_LIMIT, _NO_LIMIT, model.token_budget), num_threads=num_threads
-        )
+    def __init__(self, model: ServedModel, aggregation: str, threads: Threads | None):
+        limits = Limits(_NO_LIMIT, _NO_LIMIT, model.token_budget)
+        self._replica = Replica(load_scorer(model), limits, num_threads=threads.count() if threads else None)
         self._aggregation = aggregation
 
     async def ready(self) -> None:
@@ -168,11 +168,9 @@ def generator_maker(config: RunConfig, options: SamplerOptions, step_rule: str) 
     return lambda: GeneratorWorker(lambda: actor.remote(config, options, step_rule))
 
 
-def scorer_maker(
-    config: RunConfig, model: ServedModel, aggregation: str, by_text: bool, num_threads: int
-) -> Callable[[], ScorerWorker]:
+def scorer_maker(config: RunConfig, model: ServedModel, aggregation: str, by_text: bool) -> Callable[[], ScorerWorker]:
     section = config.search
-    threads = None if section.gpus_per_scorer else num_threads
+    threads = None if section.gpus_per_scorer else Threads(section.num_scorers)
     actor = _remote(ScorerActor, section.gpus_per_scorer, section.token_budget)
     return lambda: ScorerWorker(lambda: actor.remote(model, aggregation, threads), by_text)
 

@@ -1,0 +1,102 @@
+"""How many threads a worker that computes on CPUs has."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_OPENMP = "OMP_NUM_THREADS"
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the process that a job begins with; in it is what the job was submitted with."""
+_RAYLET = "RAY_RAYLET_PID"
+"""Ray sets it for its workers."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Of each of `num_workers` workers; counted on the machine where one runs, which need not be the driver's.
+
+    `number` is what the user has asked for; none = a share of the cores.
+    """
+
+    num_workers: int = 1
+    number: int | None = None
+
+    def count(self) -> int:
+        return self.number or share_of_cores(self.num_workers)
+
+
+def chosen_threads() -> int | None:
+    """OMP_NUM_THREADS, where it is somebody's choice; none if it is not set.
+
+    What Ray starts has it from Ray: 1 for a job's own process, whatever the machine. There the one that counts is
+    in the environment that the job was submitted with.
+    """
+    given = _environment_given().get(_OPENMP, "")
+    return max(1, int(given)) if given.isdigit() else None
+
+
+def _environment_given() -> Mapping[str, str]:
+    environment: Mapping[str, str] = os.environ
+    if job := os.environ.get(_JOB):
+        environment = json.loads(job).get("runtime_env", {}).get("env_vars", {})
+    elif _RAYLET in os.environ:
+        import ray
+
+        environment = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    return environment
+
+
+def set_threads(num_workers: int) -> None:
+    """Give this worker its share of the cores: Ray sets one OpenMP thread for an actor of one CPU."""
+    import torch
+
+    torch.set_num_threads(share_of_cores(num_workers))
+
+
+def set_threads_beside(num_here: int) -> None:
+    """The same of one of `num_here` workers that are known to be on this machine."""
+    import torch
+
+    torch.set_num_threads(max(1, _cores_here() // num_here))
+
+
+def share_of_cores(num_workers: int) -> int:
+    """This worker's share of the cores of its machine, where `num_workers` are spread over the machines."""
+    return max(1, _cores_here() // math.ceil(num_workers / max(1, num_machines(_nodes()))))
+
+
+def num_machines(nodes: Sequence[Mapping[str, Any]]) -> int:
+    """Those that have CPUs for workers, as a cluster's head has not. Two nodes of one address share its cores."""
+    return len({node["NodeManagerAddress"] for node in nodes if _cpus(node) >= 1})
+
+
+def _cores_here() -> int:
+    """The machine's, or fewer where Ray was given fewer: a container sees the cores of the whole machine, and Ray
+    counts those that are the container's."""
+    return usable_cores(len(os.sched_getaffinity(0)), _nodes(), _node_id())
+
+
+def usable_cores(num_cores: int, nodes: Sequence[Mapping[str, Any]], node_id: str) -> int:
+    counted = sum(int(_cpus(node)) for node in nodes if node["NodeID"] == node_id)
+    return min(num_cores, counted) if counted else num_cores
+
+
+def _cpus(node: Mapping[str, Any]) -> float:
+    return float(node["Resources"].get("CPU", 0)) if node["Alive"] else 0.0
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return ray.nodes() if ray.is_initialized() else []
+
+
+def _node_id() -> str:
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
