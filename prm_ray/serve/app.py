@@ -221,4 +221,4 @@ def scorer_deployment(section: ServeSection, number: int, replica: type = Scorer
 
 def _replica_arguments(section: ServeSection, model: ServedModel) -> tuple[ServedModel, Limits, int]:
     limits = Limits(section.max_tokens, section.max_queued_tokens, model.token_budget)
-    return model, limits, section.num_replicas
+    return model, limits, section.max_replicas or section.num_replicas

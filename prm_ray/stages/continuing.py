@@ -46,9 +46,7 @@ class Continuer:
         """`sampler` is one that is there already; none = a new one."""
         self._options, self._tokenizer, self._rule = options, tokenizer, step_rule
         self._sampler = sampler or make_sampler(options)
-        is_one_at_a_time = isinstance(self._sampler, TransformersSampler)
-        merged = _Merged(self._sampler, options.threads.count())
-        self._draw_one = merged.draw if is_one_at_a_time else _Single(self._sampler).draw
+        self._draw_one = _drawer(self._sampler).draw
 
     async def __call__(
         self,
@@ -131,6 +129,10 @@ class Continuer:
         return len(char_ends) if at_stop_text and text.strip() else None
 
 
+def _drawer(sampler: Sampler) -> _Single | _Merged:
+    return _Merged(sampler) if isinstance(sampler, TransformersSampler) else _Single(sampler)
+
+
 class _Single:
     """Every draw is a request of its own: the engine merges them."""
 
@@ -148,14 +150,14 @@ _Job = tuple[Sequence[int], int, int, Decoding]
 class _Merged:
     """Draws that come while a batch is computed are the next batch: transformers computes one at a time."""
 
-    def __init__(self, sampler: Sampler, num_threads: int):
-        self._sampler, self._num_threads = sampler, num_threads
+    def __init__(self, sampler: TransformersSampler):
+        self._sampler = sampler
         self._batcher: Batcher[_Job, Sample] | None = None
 
     async def draw(self, prompt: Sequence[int], seed: int, max_tokens: int, decoding: Decoding) -> Sample:
         if self._batcher is None:  # made in the loop of the first draw: an actor is constructed outside of it
             # how many threads compute is a property of the thread that asks, and the batcher has one of its own
-            threads = partial(torch.set_num_threads, self._num_threads)
+            threads = partial(torch.set_num_threads, self._sampler.num_threads)
             self._batcher = Batcher(self._work, SEQUENCES, max_queued_tokens=2**62, initializer=threads)
         (result,) = await self._batcher.submit([(prompt, seed, max_tokens, decoding)], [Size(1)])
         if isinstance(result, BaseException):

@@ -125,7 +125,7 @@ def _set_engine_environment(options: SamplerOptions) -> None:
     # By default every engine is pinned to the first core; unpinned, the scheduler shares the machine out.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
-    # Ray sets this to the actor's logical CPUs, which only count actors; what the user set on the driver comes first.
+    # Ray sets this to the actor's logical CPUs, which only count actors; what the user chose comes first.
     os.environ["OMP_NUM_THREADS"] = str(options.threads.count())
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

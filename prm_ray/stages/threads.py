@@ -15,6 +15,9 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _RAYLET = "RAY_RAYLET_PID"
 """Ray sets it for its workers."""
 
+Node = Mapping[str, Any]
+"""One of `ray.nodes()`."""
+
 
 @dataclass(frozen=True)
 class Threads:
@@ -33,8 +36,8 @@ class Threads:
 def chosen_threads() -> int | None:
     """OMP_NUM_THREADS, where it is somebody's choice; none if it is not set.
 
-    What Ray starts has it from Ray: 1 for a job's own process, whatever the machine. There the one that counts is
-    in the environment that the job was submitted with.
+    Where nobody sets it, what Ray starts has it from Ray: 1 for a job's own process, whatever the machine. So there
+    the one that counts is in the runtime environment of the job or application.
     """
     given = _environment_given().get(_OPENMP, "")
     return max(1, int(given)) if given.isdigit() else None
@@ -62,35 +65,40 @@ def set_threads_beside(num_here: int) -> None:
     """The same of one of `num_here` workers that are known to be on this machine."""
     import torch
 
-    torch.set_num_threads(max(1, _cores_here() // num_here))
+    torch.set_num_threads(_share(num_here, _nodes()))
 
 
 def share_of_cores(num_workers: int) -> int:
-    """This worker's share of the cores of its machine, where `num_workers` are spread over the machines."""
-    return max(1, _cores_here() // math.ceil(num_workers / max(1, num_machines(_nodes()))))
+    """This worker's share of its machine's cores, where `num_workers` are spread over all machines that have CPUs.
+
+    Of workers that need GPUs it may be too much, where only some machines have them: there few threads are busy.
+    """
+    nodes = _nodes()
+    return _share(math.ceil(num_workers / max(1, num_machines(nodes))), nodes)
 
 
-def num_machines(nodes: Sequence[Mapping[str, Any]]) -> int:
-    """Those that have CPUs for workers, as a cluster's head has not. Two nodes of one address share its cores."""
+def num_machines(nodes: Sequence[Node]) -> int:
+    """Those that have CPUs for workers, as a cluster's head has not. Two nodes of one address are one machine."""
     return len({node["NodeManagerAddress"] for node in nodes if _cpus(node) >= 1})
 
 
-def _cores_here() -> int:
-    """The machine's, or fewer where Ray was given fewer: a container sees the cores of the whole machine, and Ray
-    counts those that are the container's."""
-    return usable_cores(len(os.sched_getaffinity(0)), _nodes(), _node_id())
-
-
-def usable_cores(num_cores: int, nodes: Sequence[Mapping[str, Any]], node_id: str) -> int:
-    counted = sum(int(_cpus(node)) for node in nodes if node["NodeID"] == node_id)
+def usable_cores(num_cores: int, nodes: Sequence[Node], node_id: str) -> int:
+    """The machine's, or fewer where Ray counts fewer there: a container sees all cores of its host, and Ray those that
+    are the container's."""
+    (address,) = {node["NodeManagerAddress"] for node in nodes if node["NodeID"] == node_id} or {None}
+    counted = sum(int(_cpus(node)) for node in nodes if node["NodeManagerAddress"] == address)
     return min(num_cores, counted) if counted else num_cores
 
 
-def _cpus(node: Mapping[str, Any]) -> float:
+def _share(num_here: int, nodes: Sequence[Node]) -> int:
+    return max(1, usable_cores(len(os.sched_getaffinity(0)), nodes, _node_id()) // num_here)
+
+
+def _cpus(node: Node) -> float:
     return float(node["Resources"].get("CPU", 0)) if node["Alive"] else 0.0
 
 
-def _nodes() -> list[dict[str, Any]]:
+def _nodes() -> list[Node]:
     import ray
 
     return ray.nodes() if ray.is_initialized() else []

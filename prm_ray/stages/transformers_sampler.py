@@ -25,7 +25,8 @@ class TransformersSampler:
     """One model and `generate`, in batches of whole prompts."""
 
     def __init__(self, options: SamplerOptions):
-        torch.set_num_threads(options.threads.count())
+        self.num_threads = options.threads.count()
+        torch.set_num_threads(self.num_threads)
         self._options = options
         self._one_at_a_time = threading.Lock()  # the seed is torch's own, for all threads
         self._model: PreTrainedModel = load_model(options.model, options.dtype, options.trust_remote_code)

@@ -155,7 +155,10 @@ def test_a_worker_that_dies_is_said_once_and_the_stage_goes_on(client: Client, t
     assert "retries remaining" not in done.stdout
 
 
-@pytest.mark.parametrize(("said", "count"), [([], min(4, len(os.sched_getaffinity(0)))), (["--env", "OMP_NUM_THREADS=3"], 3)])
+_CORES = min(8, len(os.sched_getaffinity(0)))  # the cluster has two nodes of 4
+
+
+@pytest.mark.parametrize(("said", "count"), [([], _CORES), (["--env", "OMP_NUM_THREADS=7"], 7)])
 def test_an_engine_has_the_cores_of_its_machine_not_the_one_thread_of_ray(
     client: Client, tmp_path: Path, said: list[str], count: int
 ) -> None:

@@ -1,11 +1,20 @@
 """Threads of workers on CPUs: a share of what their own machine has, or what the user said, never what Ray set."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from prm_ray.stages.threads import Threads, chosen_threads, num_machines, share_of_cores, usable_cores
+from prm_ray.stages.threads import (
+    Threads,
+    chosen_threads,
+    num_machines,
+    set_threads_beside,
+    share_of_cores,
+    usable_cores,
+)
 
 HEAD = {"NodeID": "head", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {}}
 
@@ -39,6 +48,7 @@ def test_a_container_has_the_cores_that_ray_counts_and_a_machine_no_more_than_it
     assert usable_cores(64, NODES, "a") == 16
     assert usable_cores(2, NODES, "a") == 2
     assert usable_cores(64, NODES, "head") == 64
+    assert usable_cores(64, [*NODES, node("second", "10.0.0.2", 8)], "a") == 24, "two nodes of one machine"
 
 
 @pytest.mark.parametrize(("num_workers", "share"), [(1, 16), (2, 16), (4, 8), (5, 5), (64, 1)])
@@ -47,6 +57,19 @@ def test_workers_share_only_with_those_on_their_machine(
 ) -> None:
     cluster(monkeypatch, NODES, "b", num_cores=32)
     assert Threads(num_workers).count() == share
+
+
+@pytest.mark.parametrize(("num_here", "number"), [(1, 16), (4, 4), (20, 1)])
+def test_workers_known_to_be_here_share_the_machine(
+    monkeypatch: pytest.MonkeyPatch, num_here: int, number: int
+) -> None:
+    cluster(monkeypatch, NODES, "b", num_cores=32)
+    before = torch.get_num_threads()
+    try:
+        set_threads_beside(num_here)
+        assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_ray_all_workers_are_here(monkeypatch: pytest.MonkeyPatch):
@@ -70,4 +93,15 @@ def test_in_a_job_only_what_it_was_submitted_with_counts(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it, whatever the machine
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"env_vars": submitted_with}}))
+    assert chosen_threads() == number
+
+
+@pytest.mark.parametrize(("runtime_env", "number"), [({}, None), ({"env_vars": {"OMP_NUM_THREADS": "3"}}, 3)])
+def test_in_a_worker_only_the_runtime_environment_counts(
+    monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, Any], number: int | None
+) -> None:
+    """A RayService builds its application in a task."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_RAYLET_PID", "123")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(runtime_env=runtime_env))
     assert chosen_threads() == number
