@@ -189,6 +189,11 @@ def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention,
     return torch.cat(outs, dim=2)
 
 
+_KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Never the kernel for decoding, which torch takes below 128 tokens: where a key has 2, 4 or 8 query heads it compiles for
+few of those lengths alone (torch 2.13: no block of its tokens times heads fits into one of the mask)."""
+
+
 @cache
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
@@ -204,6 +209,13 @@ def _flex(
     def capped(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
 
-    attend = _compiled_flex()
-    score_mod = None if softcap is None else capped
-    return attend(query, key, value, score_mod=score_mod, block_mask=forest.block_mask, scale=scale, enable_gqa=True)
+    return _compiled_flex()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else capped,
+        block_mask=forest.block_mask,
+        scale=scale,
+        enable_gqa=True,
+        kernel_options=_KERNEL,
+    )

@@ -30,6 +30,7 @@ from prm_ray.serve.manifest import APP_NAME, seconds_to_answer
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, SearchSection, ServeSection
+from prm_ray.stages.cluster import keep_to_own_gpus
 from prm_ray.stages.threads import share_of_cores
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
@@ -41,6 +42,7 @@ class ScorerReplica:
 
     def __init__(self, model: ServedModel, limits: Limits, num_replicas: int):
         log_through_serve()
+        keep_to_own_gpus()
         # Loading is left with the one thread that Ray gives: threads of a second pool, though idle, make OpenMP put
         # those of the forward pass to sleep between two matrices in place of letting them spin.
         name, num_threads = serve.get_replica_context().replica_tag, share_of_cores(num_replicas)

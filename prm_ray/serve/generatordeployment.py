@@ -15,6 +15,7 @@ from prm_ray.serve.deployments import ask_replica, log_through_serve
 from prm_ray.serve.generation import ChatModel
 from prm_ray.serve.generator import Generated, gather_candidates
 from prm_ray.serve.steps import Continuing, Opening, StepByStep
+from prm_ray.stages.cluster import keep_to_own_gpus
 from prm_ray.stages.sampling import SamplerOptions
 
 
@@ -23,6 +24,7 @@ class GeneratorReplica:
 
     def __init__(self, options: SamplerOptions, name: str, chat_template: Path | None):
         log_through_serve()
+        keep_to_own_gpus()
         self._model = ChatModel(options, name, chat_template)
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any] | Refusal:

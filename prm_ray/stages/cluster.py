@@ -78,6 +78,20 @@ def check_room(what: str, num_cpus: float, num_gpus: float, num_workers: int = 1
     log.warning("%s: waiting for the cluster to grow", message)
 
 
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+"""Environment of a process that must not see a GPU."""
+
+
+def keep_to_own_gpus() -> None:
+    """In a worker, before it computes: hide all GPUs from one that asked for none.
+
+    Ray shows a worker its own GPUs if it has some, and else leaves it with all of the machine, where it would compute
+    on what others have been given.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ.update(NO_GPUS)
+
+
 def _num_workers(node: dict[str, float], num_cpus: float, num_gpus: float) -> int:
     wanted = {"CPU": num_cpus, "GPU": num_gpus}
     return min((int(node.get(name, 0) / each + 1e-9) for name, each in wanted.items() if each), default=1)

@@ -38,7 +38,7 @@ from prm_ray.objectstore import is_remote
 from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
 from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
-from prm_ray.stages.cluster import check_room
+from prm_ray.stages.cluster import NO_GPUS, check_room
 from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
 from prm_ray.stages.threads import set_threads_beside
@@ -110,6 +110,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=3),
             callbacks=[SaysRestarts(plan.name)],
+            worker_runtime_env={} if section.gpus_per_worker else {"env_vars": NO_GPUS},
             logging_config=LoggingConfig(log_level="WARNING"),  # of each checkpoint two lines otherwise
         ),
     )

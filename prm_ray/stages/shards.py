@@ -25,7 +25,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from prm_ray.errors import EngineError, UserError
 from prm_ray.runlog import Progress, log
 from prm_ray.schemas import SCHEMAS
-from prm_ray.stages.cluster import check_room
+from prm_ray.stages.cluster import check_room, keep_to_own_gpus
 from prm_ray.storage import writing
 from prm_ray.tables import StageFolder, count_failures
 
@@ -159,6 +159,7 @@ class _ShardCalls:
     def __init__(self, folder: StageFolder, worker_class: type, worker_kwargs: dict[str, Any], max_starts: int):
         self._folder, self._max_starts = folder, max_starts
         self._user_error = ""
+        keep_to_own_gpus()
         try:
             self._worker = worker_class(**worker_kwargs)
         except UserError as error:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prm_ray.core.attention import backend_of
+from prm_ray.core.packing import PromptGroup
 from prm_ray.core.support import check_model
 from tests.exactness import alone, deep_forest, gradients, largest_difference, tiny, together, worst_gradient_error
 
@@ -59,3 +60,14 @@ def test_bfloat16_on_the_gpu_is_as_close_to_float32_as_one_text_at_a_time() -> N
         torch.cat([(values[branch] - expected[branch]).abs() for branch in expected]).mean() for values in (ours, plain)
     )
     assert ours_error < 1.5 * plain_error
+
+
+@pytest.mark.parametrize("num_tokens", [17, 40, 100, 130])
+@pytest.mark.parametrize("key_value_heads", [1, 2, 4, 8])
+def test_short_batches_compile_however_many_query_heads_share_a_key(num_tokens: int, key_value_heads: int) -> None:
+    on_cpu = tiny("llama", head_dim=64, num_attention_heads=8, num_key_value_heads=key_value_heads)
+    torch.compiler.reset()  # as the first batch of a process
+    groups = [PromptGroup(list(range(3, 11)), [list(range(11, 15)), list(range(3, num_tokens - 9))])]
+    ours = together(copy.deepcopy(on_cpu).to("cuda"), groups)
+    moved = {branch: values.cpu() for branch, values in ours.items()}
+    assert largest_difference(moved, alone(on_cpu, groups)) < 1e-4

@@ -21,6 +21,7 @@ from prm_ray.scoring.served import ServedModel, load_scorer
 from prm_ray.search.candidate import Draw, Proposal, Reward
 from prm_ray.search.driver import ContinueJob, ScoreJob
 from prm_ray.search.pool import WorkerDiedError
+from prm_ray.stages.cluster import keep_to_own_gpus
 from prm_ray.stages.continuing import Continuer
 from prm_ray.stages.pipeline import known_cause
 from prm_ray.stages.sampling import SamplerOptions
@@ -36,6 +37,7 @@ class GeneratorActor:
     """One engine."""
 
     def __init__(self, config: RunConfig, options: SamplerOptions, step_rule: str):
+        keep_to_own_gpus()
         tokenizer = load_tokenizer(options.model, config.prompt.chat_template, options.trust_remote_code)
         self._continuer = Continuer(options, tokenizer, step_rule)
 
@@ -53,6 +55,7 @@ class ScorerActor:
     """One reward model; what is asked together becomes batches of its token budget."""
 
     def __init__(self, model: ServedModel, aggregation: str, threads: Threads | None):
+        keep_to_own_gpus()
         limits = Limits(_NO_LIMIT, _NO_LIMIT, model.token_budget)
         self._replica = Replica(load_scorer(model), limits, num_threads=threads.count() if threads else None)
         self._aggregation = aggregation
