@@ -190,8 +190,8 @@ def _by_path(query: Tensor, key: Tensor, value: Tensor, forest: ForestAttention,
 
 
 _KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
-"""Never the kernel for decoding, which torch takes below 128 tokens: where a key has 2, 4 or 8 query heads it compiles for
-few of those lengths alone (torch 2.13: no block of its tokens times heads fits into one of the mask)."""
+"""Never the kernel for decoding, which torch takes below 128 tokens: where 2, 4 or 8 heads of the query share a key it
+compiles for few of those lengths alone (torch 2.13: tokens times heads must fit into a block of the mask)."""
 
 
 @cache

@@ -105,12 +105,13 @@ class ConfidenceLabeller:
 
     def __init__(self, config: RunConfig, step_values: StepValues | None = None):
         """`step_values` in place of those of the config's verifier, which is then not loaded."""
-        set_threads(config.step_label.num_workers)
+        self._num_workers = config.step_label.num_workers
         self._threshold = config.step_label.threshold
         self._step_values = step_values or load_step_values(config)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, int]:
         """Fill `step_labels` of the rows; return the counts for the manifest."""
+        set_threads(self._num_workers)
         grouped = group_rows(rows)
         groups = [group for _, group in grouped]
         step_ends = [[rows[number]["step_ends"] for number in numbers] for numbers, _ in grouped]

@@ -100,11 +100,11 @@ class ProcessBenchWorker:
     """Scores one shard after the other with one PRM."""
 
     def __init__(self, config: RunConfig, folder: StageFolder, shards: list[list[Solution]]):
-        self._folder, self._shards = folder, shards
-        set_threads(config.processbench.num_workers)
+        self._folder, self._shards, self._num_workers = folder, shards, config.processbench.num_workers
         self._reader = open_reader(config)
 
     def __call__(self, shard: int) -> ShardStats:
+        set_threads(self._num_workers)
         solutions = self._shards[shard]
         rows = [self._row(solution) for solution in solutions]
         readable = [number for number, row in enumerate(rows) if row["error"] is None]

@@ -84,7 +84,6 @@ class ReferenceWorker:
         self._cache = config.run.dir / "reference_cache"
         self._section = config.reference
         path = reference_model(config)
-        set_threads(config.reference.num_workers)
         self._tokenizer = load_tokenizer(path, config.prompt.chat_template, config.model.trust_remote_code)
         self._context = context_length(path, config.model.trust_remote_code)
         self._model = None
@@ -92,6 +91,7 @@ class ReferenceWorker:
             self._model = load_model(path, config.model.dtype, config.model.trust_remote_code)
 
     def __call__(self, index: int) -> ShardStats:
+        set_threads(self._section.num_workers)
         rows = self._source.read_part(index)
         for row in rows:
             if row["error"] is None:

@@ -66,9 +66,8 @@ class ScoreWorker:
     """One part of reference/ in, the held-out rows of it, scored, out."""
 
     def __init__(self, config: RunConfig, source: StageFolder, target: StageFolder):
-        self._source, self._target = source, target
+        self._source, self._target, self._num_workers = source, target, config.score.num_workers
         checkpoint = str(StageFolder(config.run.dir, "train").path)
-        set_threads(config.score.num_workers)
         self._add_rewards: Callable[[list[dict[str, Any]]], None]
         if config.score.model is not None:
             self._add_rewards = _Published(config)
@@ -78,6 +77,7 @@ class ScoreWorker:
             self._add_rewards = _Logits(config, checkpoint)
 
     def __call__(self, index: int) -> ShardStats:
+        set_threads(self._num_workers)
         rows = [row for row in self._source.read_part(index) if row["split"] == "test"]
         good = [row for row in rows if row["error"] is None]
         self._add_rewards(good)

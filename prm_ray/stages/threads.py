@@ -55,7 +55,10 @@ def _environment_given() -> Mapping[str, str]:
 
 
 def set_threads(num_workers: int) -> None:
-    """Give this worker its share of the cores: Ray sets one OpenMP thread for an actor of one CPU."""
+    """Give this worker its share of the cores, for what it computes next: Ray leaves an actor of one CPU one thread.
+
+    Called for each shard: a cluster grows and shrinks, and with it the share.
+    """
     import torch
 
     torch.set_num_threads(share_of_cores(num_workers))
