@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 
@@ -20,6 +22,10 @@ environment from what started Ray, which may be a stage in the same process."""
 
 _SHOW_RAY = "PRM_RAY_SHOW_RAY"
 """Environment variable: set it to see what Ray and its workers print; their log files hold it anyway."""
+
+
+_LARGE_MODELS = ("warmup", "generate", "train", "score", "search", "processbench")
+"""Stages that always compute with one."""
 
 
 def start_ray(config: RunConfig) -> None:
@@ -76,6 +82,14 @@ def check_room(what: str, num_cpus: float, num_gpus: float, num_workers: int = 1
     if not os.environ.get("RAY_ADDRESS"):
         raise UserError(message)
     log.warning("%s: waiting for the cluster to grow", message)
+
+
+def say_unused_gpus(stage: str, resources: Mapping[str, Any]) -> None:
+    """Whoever has a GPU and does not know the setting would only see a stage that is slow."""
+    shares = {key: value for key, value in resources.items() if key.startswith("gpus_per_")}
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    if stage in _LARGE_MODELS and num_gpus and not any(shares.values()):
+        log.info("%-9s computes on CPUs (%s.%s is 0); Ray has %g GPUs", stage, stage, min(shares), num_gpus)
 
 
 NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}

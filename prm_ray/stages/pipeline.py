@@ -101,9 +101,10 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     module = _module(stage)
     _check_inputs(config, stage)
     if stage not in _WITHOUT_RAY:
-        from prm_ray.stages.cluster import start_ray
+        from prm_ray.stages.cluster import say_unused_gpus, start_ray
 
         start_ray(config)
+        say_unused_gpus(stage, config.resources(stage))
     resumed = folder.path.is_dir()
     folder.begin(identity, _defaults(config, stage), _attempts.get(config.run.dir))
     assert folder.attempt is not None
