@@ -35,7 +35,7 @@ from prm_ray.stages.searching.calibration import check_calibration, reject_thres
 from prm_ray.stages.searching.report import text, write_report
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.stages.searching.units import Pending, check_budget, make_units, pending_searches
-from prm_ray.stages.searching.workers import generator_maker, scorer_maker
+from prm_ray.stages.searching.workers import generator_maker, scorer_maker, wanted_workers
 from prm_ray.tables import StageFolder, in_words
 
 _BATCHES_AHEAD = 2
@@ -59,8 +59,7 @@ def check(config: RunConfig) -> None:
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.search
-    check_room("a generator of search", 1, section.gpus_per_generator)
-    check_room("a scorer of search", 1, section.gpus_per_scorer)
+    check_room(*wanted_workers(section))
     model = base_model(config)
     options = search_options(config, model)
     table = SearchTable(folder, section.problems_per_part)

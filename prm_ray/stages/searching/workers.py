@@ -22,6 +22,7 @@ from prm_ray.search.candidate import Draw, Proposal, Reward
 from prm_ray.search.driver import ContinueJob, ScoreJob
 from prm_ray.search.pool import WorkerDiedError
 from prm_ray.settings import SearchSection
+from prm_ray.stages.cluster import Wanted
 from prm_ray.stages.continuing import Continuer
 from prm_ray.stages.pipeline import known_cause
 from prm_ray.stages.sampling import SamplerOptions
@@ -32,6 +33,7 @@ _GPU_MARGIN = 0.9
 _TOKENS_OF_A_PASS = 2048
 """Of vLLM, unless its `max_num_batched_tokens` says otherwise."""
 _STOP_SECONDS = 20.0
+_CPUS = 1
 _NO_LIMIT = 2**62
 
 
@@ -160,6 +162,20 @@ class ScorerWorker(_ActorWorker):
         return Ask(list(job.unit.prompt), [list(job.candidate.tokens)])
 
 
+def wanted_workers(section: SearchSection) -> list[Wanted]:
+    """What must have room together: on CPUs one of each kind. Of those on GPUs all, for whoever is there first may
+    leave the other kind no GPU.
+    """
+    kinds = [
+        ("generator", section.num_generators, section.gpus_per_generator),
+        ("scorer", section.num_scorers, section.gpus_per_scorer),
+    ]
+    return [
+        Wanted(f"a {kind} of search (search.num_{kind}s, search.gpus_per_{kind})", _CPUS, gpus, number if gpus else 1)
+        for kind, number, gpus in kinds
+    ]
+
+
 def generator_maker(config: RunConfig, options: SamplerOptions, step_rule: str) -> Callable[[], GeneratorWorker]:
     section = config.search
     options = engine_of(section, options)
@@ -191,7 +207,7 @@ def _remote(actor_class: type, num_gpus: float, most_calls: int) -> Any:
     """Engines that share cores must not wait by spinning: threads of one would keep those of the other from them."""
     environment = {} if num_gpus else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
     return ray.remote(actor_class).options(
-        num_cpus=1,
+        num_cpus=_CPUS,
         num_gpus=num_gpus,
         max_concurrency=most_calls + 8,
         scheduling_strategy="SPREAD",
