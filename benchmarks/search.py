@@ -64,7 +64,7 @@ class Ways:
         async def work() -> Figures:
             generators, scorers = search.make_pools(self.config, self.options)
             try:
-                await asyncio.gather(generators.start(), scorers.start())
+                await search.start_pools(generators, scorers, self.config.search)
                 start = time.monotonic()
                 driver = Driver(generators, scorers, search.max_waiting(self.config.search))
                 await driver.run(self.units, take)

@@ -615,7 +615,8 @@ class SearchSection(Section):
     num_scorers: int = Field(1, ge=1)
     gpus_per_scorer: GpusOfAModel = 0
     balance_seconds: float = Field(0, ge=0)
-    """Every so many seconds a worker of the pool that has less to do becomes one of the other; 0 = never."""
+    """Every so many seconds a worker of the pool that has less to do becomes one of the other; 0 = never. Above 0 both
+    must have the same GPUs."""
     responses_per_generator: int = Field(256, ge=1)
     """Responses that a generator works on at once."""
     token_budget: int = Field(8192, ge=1)
@@ -637,6 +638,15 @@ class SearchSection(Section):
         odd = [size for size in self.sizes if size % self.expand]
         if beams and odd:
             raise ValueError(f"sizes must be multiples of expand, {self.expand}, for {beams[0]} (got {odd[0]})")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_change_pools(self) -> SearchSection:
+        if self.balance_seconds and self.gpus_per_generator != self.gpus_per_scorer:
+            raise ValueError(
+                f"balance_seconds {self.balance_seconds:g} needs a generator and a scorer with the same GPUs: "
+                f"gpus_per_generator {self.gpus_per_generator:g} must equal gpus_per_scorer {self.gpus_per_scorer:g}"
+            )
         return self
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -192,10 +193,13 @@ class Batcher(Generic[Job, Result]):
     async def _run_batch(self, batch: _Batch[Job, Result]) -> None:
         start = time.monotonic()
         waiting = batch.waiting
+        failure: Exception | None = None
         try:
             results = await self._in_thread([each.job for each in waiting])
         except Exception as error:  # the batcher must outlive whatever a model raises
-            await self._run_alone(waiting, error)
+            failure = _without_tensors(error)
+        if failure is not None:
+            await self._run_alone(waiting, failure)
             return
         seconds = time.monotonic() - start
         self._measure(sum(each.size.num_tokens for each in waiting), seconds)
@@ -229,3 +233,20 @@ class Batcher(Generic[Job, Result]):
         if self._tokens_per_second is None:
             return 1
         return max(1, math.ceil(num_tokens / self._tokens_per_second))
+
+
+def _without_tensors(error: Exception) -> Exception:
+    """The error as it can be told and logged, but without what was in the frames of its traceback.
+
+    Of a pass that a GPU had no memory for that is all it had computed, and the jobs are about to be tried again there.
+    """
+    causes: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while causes:
+        each = causes.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        traceback.clear_frames(each.__traceback__)
+        causes += [each.__cause__, each.__context__]
+    return error

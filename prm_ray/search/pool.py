@@ -94,7 +94,7 @@ class Pool(Generic[Job, Result]):
         self._queue: list[_Waiting[Job, Result]] = []
         self._numbers = itertools.count()
         self._homes: dict[Hashable, _Seat[Job, Result]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
         self.usage = Usage()
@@ -108,10 +108,17 @@ class Pool(Generic[Job, Result]):
         """Jobs that no worker has room for."""
         return len(self._queue)
 
-    async def start(self) -> None:
-        """Returns when the first worker is up; the others join when they are. Raises what a start raises."""
-        for seat in self._seats:
-            self._spawn(self._bring_up(seat))
+    async def start(self, in_turn: bool = False) -> None:
+        """Returns when the first worker is up; the others join when they are. Raises what a start raises.
+
+        `in_turn`: each starts when the one before it is up, and it returns when all are.
+        """
+        for seat in list(self._seats):
+            start = self._spawn(self._bring_up(seat))
+            if in_turn:
+                await start
+                if self._failure is not None:
+                    raise self._failure
         while not any(seat.is_up for seat in self._seats):
             await self._change()
 
@@ -285,7 +292,8 @@ class Pool(Generic[Job, Result]):
         self.usage.note(asyncio.get_running_loop().time(), full, len(self._seats), len(self._queue))
         self._changed.set()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

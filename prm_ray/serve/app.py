@@ -26,11 +26,11 @@ from prm_ray.serve.generator import Generator, HttpGenerator
 from prm_ray.serve.generatordeployment import DeploymentGenerator, generator_deployment
 from prm_ray.serve.guard import Guard, GuardLimits, Traffic
 from prm_ray.serve.keys import KeyRing
-from prm_ray.serve.manifest import APP_NAME, seconds_to_answer
+from prm_ray.serve.manifest import APP_NAME, INGRESS_CPUS, seconds_to_answer
 from prm_ray.serve.tracing import make_traces
 from prm_ray.serve.watching import watch
 from prm_ray.settings import PromptSection, SearchSection, ServeSection
-from prm_ray.stages.cluster import keep_to_own_gpus
+from prm_ray.stages.gpus import keep_to_own_gpus
 from prm_ray.stages.threads import share_of_cores
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
@@ -186,7 +186,7 @@ def ingress_deployment(section: ServeSection) -> Any:
     return serve.deployment(
         name="Ingress",
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
         max_ongoing_requests=room,
         max_queued_requests=room,
         graceful_shutdown_timeout_s=seconds_to_answer(section),

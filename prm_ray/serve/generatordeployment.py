@@ -15,7 +15,7 @@ from prm_ray.serve.deployments import ask_replica, log_through_serve
 from prm_ray.serve.generation import ChatModel
 from prm_ray.serve.generator import Generated, gather_candidates
 from prm_ray.serve.steps import Continuing, Opening, StepByStep
-from prm_ray.stages.cluster import keep_to_own_gpus
+from prm_ray.stages.gpus import keep_to_own_gpus
 from prm_ray.stages.sampling import SamplerOptions
 
 

@@ -8,6 +8,7 @@ from prm_ray.config import RunConfig
 from prm_ray.settings import ServeSection
 
 APP_NAME = "prm_ray"
+INGRESS_CPUS = 0.1
 _EXTRA_SECONDS = 10
 """That Serve waits longer than the application does, so that the application's own answer comes first."""
 

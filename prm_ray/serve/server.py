@@ -30,10 +30,10 @@ from prm_ray.scoring.served import ServedModel, served_models
 from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
-from prm_ray.serve.manifest import APP_NAME, http_options, to_yaml
+from prm_ray.serve.manifest import APP_NAME, INGRESS_CPUS, http_options, to_yaml
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
-from prm_ray.stages.cluster import start_ray
+from prm_ray.stages.cluster import Wanted, check_room, start_ray
 from prm_ray.stages.pipeline import cause_in_traceback
 
 _ANSWERS_WITHIN_SECONDS = 60
@@ -51,7 +51,7 @@ def print_manifest(config: RunConfig) -> None:
 def run(config: RunConfig) -> None:
     """Serve the trained model of a run until Ctrl-C or SIGTERM (which `ray job stop` sends)."""
     models = _check(config)
-    _start_ray(config)
+    _start_ray(config, len(models))
     signal.signal(signal.SIGTERM, _interrupt)  # not before: Ray, when it starts, puts a handler of its own in its place
     base_url = _deploy(config, models)
     body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
@@ -72,13 +72,26 @@ def start(config: RunConfig) -> str:
     cannot be used, or the model does not load.
     """
     models = _check(config)
-    _start_ray(config)
+    _start_ray(config, len(models))
     return _deploy(config, models)
 
 
-def _start_ray(config: RunConfig) -> None:
+def _start_ray(config: RunConfig, num_models: int) -> None:
     start_ray(config)
+    check_room(*_wanted(config, num_models))
     claim_cluster(config)
+
+
+def _wanted(config: RunConfig, num_models: int) -> list[Wanted]:
+    """What Serve would wait for without a word."""
+    section, replicas = config.serve, "serve.num_replicas, serve.gpus_per_replica"
+    wanted = [
+        Wanted(f"a replica of serve ({replicas})", 1, section.gpus_per_replica, num_models * section.num_replicas)
+    ]
+    if section.generator == "vllm":
+        what = "a generator of serve (serve.generator_replicas, generate.gpus_per_engine)"
+        wanted.append(Wanted(what, 1, config.generate.gpus_per_engine, section.generator_replicas))
+    return [*wanted, Wanted("the ingress of serve", INGRESS_CPUS, 0)]
 
 
 def _check(config: RunConfig) -> list[ServedModel]:

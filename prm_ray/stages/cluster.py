@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import ray
 
@@ -22,10 +23,7 @@ environment from what started Ray, which may be a stage in the same process."""
 
 _SHOW_RAY = "PRM_RAY_SHOW_RAY"
 """Environment variable: set it to see what Ray and its workers print; their log files hold it anyway."""
-
-
-_LARGE_MODELS = ("warmup", "generate", "train", "score", "search", "processbench")
-"""Stages that always compute with one."""
+_ROUNDING = 1e-9
 
 
 def start_ray(config: RunConfig) -> None:
@@ -66,46 +64,57 @@ def start_ray(config: RunConfig) -> None:
     )
 
 
-def check_room(what: str, num_cpus: float, num_gpus: float, num_workers: int = 1) -> None:
-    """See that the machines can hold so many workers of `what`, so that nothing waits silently for resources that never
-    come.
+@dataclass(frozen=True)
+class Wanted:
+    """So many workers of one kind; `num_gpus` below 1 is a part of one GPU."""
+
+    what: str
+    num_cpus: float
+    num_gpus: float
+    num_workers: int = 1
+
+    def __str__(self) -> str:
+        each = "" if self.num_workers == 1 else f" for each of {self.num_workers} workers"
+        return f"{self.what} needs {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs on one machine{each}"
+
+
+class _Room:
+    """What of one machine is free yet."""
+
+    def __init__(self, resources: Mapping[str, float]):
+        self._cpus = resources.get("CPU", 0.0)
+        self._gpus = [1.0] * int(resources.get("GPU", 0))
+
+    def take(self, wanted: Wanted) -> bool:
+        """Place one worker here, if there is room: on whole GPUs, or on a part of a single one."""
+        share = min(1.0, wanted.num_gpus)
+        places = [number for number, free in enumerate(self._gpus) if free + _ROUNDING >= share]
+        num_gpus = math.ceil(wanted.num_gpus)
+        if self._cpus + _ROUNDING < wanted.num_cpus or len(places) < num_gpus:
+            return False
+        self._cpus -= wanted.num_cpus
+        for number in places[:num_gpus]:
+            self._gpus[number] -= share
+        return True
+
+
+def check_room(*wanted: Wanted) -> None:
+    """See that the machines can hold all these workers at the same time, so that nothing waits silently for resources
+    that never come.
 
     A local Ray without room is a `UserError`; a cluster may still grow, so there it is a warning.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_num_workers(node, num_cpus, num_gpus) for node in nodes)
-    if room >= num_workers:
+    if _have_room([_Room(node) for node in nodes], wanted):
         return
     have = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    each = "" if num_workers == 1 else f" for each of {num_workers} workers"
-    message = f"{what} needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one machine{each}, the machines have {have}"
+    message = f"{', at the same time '.join(map(str, wanted))}, the machines have {have}"
     if not os.environ.get("RAY_ADDRESS"):
         raise UserError(message)
     log.warning("%s: waiting for the cluster to grow", message)
 
 
-def say_unused_gpus(stage: str, resources: Mapping[str, Any]) -> None:
-    """Whoever has a GPU and does not know the setting would only see a stage that is slow."""
-    shares = {key: value for key, value in resources.items() if key.startswith("gpus_per_")}
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    if stage in _LARGE_MODELS and num_gpus and not any(shares.values()):
-        log.info("%-9s computes on CPUs (%s.%s is 0); Ray has %g GPUs", stage, stage, min(shares), num_gpus)
-
-
-NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
-"""Environment of a process that must not see a GPU."""
-
-
-def keep_to_own_gpus() -> None:
-    """In a worker, before it computes: hide all GPUs from one that asked for none.
-
-    Ray shows a worker its own GPUs if it has some, and else leaves it with all of the machine, where it would compute
-    on what others have been given.
-    """
-    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
-        os.environ.update(NO_GPUS)
-
-
-def _num_workers(node: dict[str, float], num_cpus: float, num_gpus: float) -> int:
-    wanted = {"CPU": num_cpus, "GPU": num_gpus}
-    return min((int(node.get(name, 0) / each + 1e-9) for name, each in wanted.items() if each), default=1)
+def _have_room(rooms: Sequence[_Room], wanted: Sequence[Wanted]) -> bool:
+    """Those that need most first: the small ones fit beside them, but not they beside small ones."""
+    largest_first = sorted(wanted, key=lambda each: (each.num_gpus, each.num_cpus), reverse=True)
+    return all(any(room.take(each) for room in rooms) for each in largest_first for _ in range(each.num_workers))

@@ -38,7 +38,8 @@ from prm_ray.objectstore import is_remote
 from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
 from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
-from prm_ray.stages.cluster import NO_GPUS, check_room
+from prm_ray.stages.cluster import Wanted, check_room
+from prm_ray.stages.gpus import NO_GPUS
 from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
 from prm_ray.stages.threads import set_threads_beside
@@ -94,7 +95,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     plan = replace(plan, resume_from=None if taken is None else stored_checkpoint(taken))
     section, workspace = plan.section, plan.folder.shared_workspace
     fewest = section.min_workers
-    check_room(plan.name, 1, section.gpus_per_worker, fewest or section.num_workers)
+    check_room(Wanted(plan.name, 1, section.gpus_per_worker, fewest or section.num_workers))
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"plan": plan},

@@ -101,7 +101,8 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
     module = _module(stage)
     _check_inputs(config, stage)
     if stage not in _WITHOUT_RAY:
-        from prm_ray.stages.cluster import say_unused_gpus, start_ray
+        from prm_ray.stages.cluster import start_ray
+        from prm_ray.stages.gpus import say_unused_gpus
 
         start_ray(config)
         say_unused_gpus(stage, config.resources(stage))

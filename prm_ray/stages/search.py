@@ -35,7 +35,7 @@ from prm_ray.stages.searching.calibration import check_calibration, reject_thres
 from prm_ray.stages.searching.report import text, write_report
 from prm_ray.stages.searching.table import SearchTable
 from prm_ray.stages.searching.units import Pending, check_budget, make_units, pending_searches
-from prm_ray.stages.searching.workers import generator_maker, scorer_maker
+from prm_ray.stages.searching.workers import generator_maker, scorer_maker, wanted_workers
 from prm_ray.tables import StageFolder, in_words
 
 _BATCHES_AHEAD = 2
@@ -59,8 +59,7 @@ def check(config: RunConfig) -> None:
 
 def run(config: RunConfig, folder: StageFolder) -> StageResult:
     section = config.search
-    check_room("a generator of search", 1, section.gpus_per_generator)
-    check_room("a scorer of search", 1, section.gpus_per_scorer)
+    check_room(*wanted_workers(section))
     model = base_model(config)
     options = search_options(config, model)
     table = SearchTable(folder, section.problems_per_part)
@@ -94,7 +93,7 @@ async def _search(
         generators, scorers = make_pools(config, options)
         balancing = asyncio.create_task(balance(generators, scorers, config.search.balance_seconds))
         try:
-            await asyncio.gather(generators.start(), scorers.start())
+            await start_pools(generators, scorers, config.search)
             threshold = await _threshold(config, scorers, table.folder)
             waiting = max_waiting(config.search)
             find_answer = partial(vote_answer, judge=config.label.judge, pattern=config.label.answer_pattern)
@@ -110,6 +109,22 @@ async def _search(
             await asyncio.gather(generators.close(), scorers.close())
         start = min(generators.usage.start, scorers.usage.start)  # one pool is up before the other
         return {pool.name: usage_of(pool, start) for pool in (generators, scorers)}
+
+
+async def start_pools(generators: Generators, scorers: Scorers, section: SearchSection) -> None:
+    """Of those that share GPUs the scorers start first, then one engine after the other, and all before any works.
+
+    What others take of a GPU while vLLM starts there it counts as its own: it has so much less for its cache, for good.
+    """
+    if not _is_part(section.gpus_per_generator):
+        await asyncio.gather(generators.start(), scorers.start())
+        return
+    await scorers.start(in_turn=_is_part(section.gpus_per_scorer))
+    await generators.start(in_turn=True)
+
+
+def _is_part(gpus: float) -> bool:
+    return 0 < gpus < 1
 
 
 async def _threshold(config: RunConfig, scorers: Scorers, folder: StageFolder) -> float:

@@ -25,7 +25,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from prm_ray.errors import EngineError, UserError
 from prm_ray.runlog import Progress, log
 from prm_ray.schemas import SCHEMAS
-from prm_ray.stages.cluster import check_room, keep_to_own_gpus
+from prm_ray.stages.cluster import Wanted, check_room
+from prm_ray.stages.gpus import keep_to_own_gpus
 from prm_ray.storage import writing
 from prm_ray.tables import StageFolder, count_failures
 
@@ -72,7 +73,7 @@ def map_shards(
         log.info("%s: %d of %d shards are already there", name, num_shards - len(shards), num_shards)
     if not shards:
         return []
-    check_room(name, num_cpus, num_gpus)
+    check_room(Wanted(name, num_cpus, num_gpus))
     is_async = inspect.iscoroutinefunction(worker_class.__call__)
     dataset = _dataset(shards).map_batches(
         _AsyncShardCalls if is_async else _ShardCalls,

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 from prm_ray.config import RunConfig
 from prm_ray.errors import TakenOverError
-from prm_ray.stages.cluster import keep_to_own_gpus
+from prm_ray.stages.gpus import keep_to_own_gpus
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder

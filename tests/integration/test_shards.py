@@ -11,7 +11,7 @@ from ray.data import DataContext
 from prm_ray.config import RunConfig
 from prm_ray.errors import EngineError, UserError
 from prm_ray.stages import shards
-from prm_ray.stages.cluster import check_room
+from prm_ray.stages.cluster import Wanted, check_room
 from prm_ray.stages.fit import FitPlan, fit
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder
@@ -152,4 +152,4 @@ def test_training_that_never_finds_its_workers_is_refused_and_not_waited_for(fol
     plan = FitPlan("train", folder, "nowhere", config, config.train, 0, make_data=list)
     with pytest.raises(UserError, match="train needs 1 CPUs and 0 GPUs on one machine for each of 999 workers"):
         fit(plan, 1)
-    check_room("train", 1, 0, num_workers=2)
+    check_room(Wanted("train", 1, 0, num_workers=2))

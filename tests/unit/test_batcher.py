@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import traceback
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -142,6 +144,41 @@ def test_a_job_that_fails_fails_alone_and_the_batcher_goes_on() -> None:
         assert not isinstance(also_good, BaseException) and also_good[0] == 4
         assert isinstance(bad, RuntimeError) and batcher.is_alive
         assert (await one(batcher, 7, 1))[0] == 14
+        await batcher.close()
+
+    run(test)
+
+
+class Activations:
+    """What a forward pass holds; a tensor, on a machine with a GPU."""
+
+
+def test_a_batch_that_fails_holds_nothing_while_its_jobs_are_tried_again() -> None:
+    """Else a pass that a GPU has no memory for is in its memory still, and the jobs fail one by one too."""
+    of_the_failed: list[weakref.ref[Activations]] = []
+    still_there: list[bool] = []
+
+    def compute() -> None:
+        activations = Activations()
+        of_the_failed.append(weakref.ref(activations))
+        raise MemoryError("no room")
+
+    def work(jobs: list[int]) -> list[int]:
+        still_there.extend(each() is not None for each in of_the_failed)
+        if len(jobs) > 1 or jobs == [-1]:
+            try:
+                compute()
+            except MemoryError as error:
+                raise RuntimeError("out of memory") from error
+        return jobs
+
+    async def test() -> None:
+        batcher = Batcher(work, token_budget=100, max_queued_tokens=1000)
+        good, bad = await batcher.submit([1, -1], [Size(1), Size(1)])
+        await one(batcher, 2, 1)
+        assert still_there == [False, False, False, False], "of the batch, for both jobs and the next; of -1, for that"
+        assert not isinstance(good, BaseException) and good[0] == 1
+        assert isinstance(bad, RuntimeError) and "no room" in "".join(traceback.format_exception(bad))
         await batcher.close()
 
     run(test)

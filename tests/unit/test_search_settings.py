@@ -21,6 +21,8 @@ MESSAGES = {
     "search.resample_temperature=0": "search.resample_temperature: Input should be greater than 0 (got 0)",
     "search.pick=first": "search.pick: Input should be 'best', 'weighted_vote' or 'majority' (got 'first')",
     "search.num_generators=0": "search.num_generators: Input should be greater than or equal to 1 (got 0)",
+    "search.balance_seconds=60": "search: balance_seconds 60 needs a generator and a scorer with the same GPUs: "
+    "gpus_per_generator 1 must equal gpus_per_scorer 0",
     "search.beams=4": "search.beams: unknown key",
 }
 
@@ -28,7 +30,7 @@ MESSAGES = {
 @pytest.mark.parametrize("override", MESSAGES)
 def test_a_wrong_setting_is_named_with_its_value(override: str, tmp_path: Path):
     path = tmp_path / "run.toml"
-    path.write_text('[search]\nstrategies = ["best_of_n", "beam"]\n')
+    path.write_text('[search]\nstrategies = ["best_of_n", "beam"]\ngpus_per_generator = 1\n')
     with pytest.raises(UserError) as caught:
         load_config(path, [override])
     assert MESSAGES[override] in str(caught.value) and "\n" not in str(caught.value)
@@ -47,6 +49,12 @@ def test_the_command_answers_in_one_line_and_loads_nothing(tmp_path: Path):
 def test_best_of_n_is_searched_with_the_largest_size_alone():
     config = RunConfig.model_validate({"search": {"strategies": ["best_of_n", "dvts"], "sizes": [16, 4]}})
     assert config.search.arms == [("best_of_n", 16), ("dvts", 4), ("dvts", 16)]
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+def test_workers_that_have_the_same_gpus_may_change_pools(gpus: float):
+    search = {"balance_seconds": 60, "gpus_per_generator": gpus, "gpus_per_scorer": gpus}
+    assert RunConfig.model_validate({"search": search}).search.balance_seconds == 60
 
 
 def test_a_temperature_of_zero_is_refused(tmp_path: Path, tiny_model: str):

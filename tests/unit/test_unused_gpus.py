@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from prm_ray.stages.cluster import say_unused_gpus
+from prm_ray.stages.gpus import say_unused_gpus
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,20 @@ from prm_ray.scoring.served import ServedModel, load_scorer
 from prm_ray.search.candidate import Draw, Proposal, Reward
 from prm_ray.search.driver import ContinueJob, ScoreJob
 from prm_ray.search.pool import WorkerDiedError
-from prm_ray.stages.cluster import keep_to_own_gpus
+from prm_ray.settings import SearchSection
+from prm_ray.stages.cluster import Wanted
 from prm_ray.stages.continuing import Continuer
+from prm_ray.stages.gpus import keep_to_own_gpus
 from prm_ray.stages.pipeline import known_cause
 from prm_ray.stages.sampling import SamplerOptions
 from prm_ray.stages.threads import Threads
 
 _GPU_MARGIN = 0.9
 """Of an engine's share of a GPU: the rest is for what vLLM does not count."""
+_TOKENS_OF_A_PASS = 2048
+"""Of vLLM, unless its `max_num_batched_tokens` says otherwise."""
 _STOP_SECONDS = 20.0
+_CPUS = 1
 _NO_LIMIT = 2**62
 
 
@@ -160,15 +165,38 @@ class ScorerWorker(_ActorWorker):
         return Ask(list(job.unit.prompt), [list(job.candidate.tokens)])
 
 
+def wanted_workers(section: SearchSection) -> list[Wanted]:
+    """What must have room together: on CPUs one of each kind. Of those on GPUs all, for whoever is there first may
+    leave the other kind no GPU.
+    """
+    kinds = [
+        ("generator", section.num_generators, section.gpus_per_generator),
+        ("scorer", section.num_scorers, section.gpus_per_scorer),
+    ]
+    return [
+        Wanted(f"a {kind} of search (search.num_{kind}s, search.gpus_per_{kind})", _CPUS, gpus, number if gpus else 1)
+        for kind, number, gpus in kinds
+    ]
+
+
 def generator_maker(config: RunConfig, options: SamplerOptions, step_rule: str) -> Callable[[], GeneratorWorker]:
     section = config.search
-    share = section.gpus_per_generator
-    if 0 < share < 1:
-        memory = {"gpu_memory_utilization": round(share * _GPU_MARGIN, 3)}
-        options = replace(options, engine_options=memory | options.engine_options)
-    options = replace(options, num_gpus=math.ceil(share))
-    actor = _remote(GeneratorActor, share, section.responses_per_generator)
+    options = engine_of(section, options)
+    actor = _remote(GeneratorActor, section.gpus_per_generator, section.responses_per_generator)
     return lambda: GeneratorWorker(lambda: actor.remote(config, options, step_rule))
+
+
+def engine_of(section: SearchSection, options: SamplerOptions) -> SamplerOptions:
+    """`options` for one engine of a search; `generate.engine_options` have the last word."""
+    share, given = section.gpus_per_generator, options.engine_options
+    ours: dict[str, Any] = {}
+    if share and options.backend == "vllm":
+        # By itself vLLM decodes 128 at once; with more than the tokens of a pass it refuses to start.
+        tokens = given.get("max_num_batched_tokens") or _TOKENS_OF_A_PASS
+        ours["max_num_seqs"] = min(section.responses_per_generator, tokens)
+    if 0 < share < 1:
+        ours["gpu_memory_utilization"] = round(share * _GPU_MARGIN, 3)
+    return replace(options, num_gpus=math.ceil(share), engine_options=ours | given)
 
 
 def scorer_maker(config: RunConfig, model: ServedModel, aggregation: str, by_text: bool) -> Callable[[], ScorerWorker]:
@@ -182,7 +210,7 @@ def _remote(actor_class: type, num_gpus: float, most_calls: int) -> Any:
     """Engines that share cores must not wait by spinning: threads of one would keep those of the other from them."""
     environment = {} if num_gpus else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
     return ray.remote(actor_class).options(
-        num_cpus=1,
+        num_cpus=_CPUS,
         num_gpus=num_gpus,
         max_concurrency=most_calls + 8,
         scheduling_strategy="SPREAD",
