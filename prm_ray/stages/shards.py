@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from prm_ray.errors import EngineError, UserError
+from prm_ray.folders import Notes
 from prm_ray.runlog import Progress, log
 from prm_ray.schemas import SCHEMAS
 from prm_ray.stages.cluster import check_room, keep_to_own_gpus
-from prm_ray.storage import writing
 from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
@@ -176,13 +175,12 @@ class _ShardCalls:
         return self._end(shard, stats)
 
     def _begin(self, batch: dict[str, np.ndarray]) -> int:
-        """Ray Data restarts a dead actor without end, so starts are counted in a file that outlives it."""
+        """Ray Data restarts a dead actor without end, so starts are counted where it and its machine are outlived."""
         shard = int(batch["shard"][0])
-        path = self._starts_path(shard)
+        starts = self._starts(shard)
         self._folder.check()
-        with writing(path), path.open("a") as file:
-            file.write(f"{os.uname().nodename} {os.getpid()}\n")
-        if len(path.read_text().splitlines()) > self._max_starts:
+        starts.add(f"{os.uname().nodename} {os.getpid()}")
+        if len(starts.lines()) > self._max_starts:
             what = f"shard {shard} of {self._folder.stage}"
             raise EngineError(f"{what} killed its worker {self._max_starts} times: see Ray's logs")
         return shard
@@ -196,11 +194,11 @@ class _ShardCalls:
         return None
 
     def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:
-        self._starts_path(shard).unlink(missing_ok=True)
+        self._starts(shard).remove()
         return _as_batch(stats)
 
-    def _starts_path(self, shard: int) -> Path:
-        return self._folder.workspace / f".starts-{shard:05d}"
+    def _starts(self, shard: int) -> Notes:
+        return Notes(self._folder.shared_workspace / f".starts-{shard:05d}")
 
 
 class _AsyncShardCalls(_ShardCalls):
