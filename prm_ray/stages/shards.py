@@ -82,7 +82,7 @@ def map_shards(
             max_tasks_in_flight_per_actor=concurrency,
             max_concurrent_calls_per_actor=concurrency,
         ),
-        num_cpus=num_cpus,
+        num_cpus=None if num_gpus and num_cpus == 1 else num_cpus,  # Ray gives one by itself, and warns of both
         num_gpus=num_gpus or None,
     )
     with Progress(name, num_shards, "shard", done=num_shards - len(shards)) as progress:

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,29 @@ class Worker:
             self._folder.part_path(1).unlink()
         self._folder.write_part(shard, [{"prompt_id": str(os.getpid()), "error": "odd: x" if shard == 1 else None}])
         return ShardStats(1, {"odd": 1} if shard == 1 else {}, tokens=10)
+
+
+GPU_STAGE = """
+import sys
+import ray
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import StageFolder
+
+class Worker:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, shard):
+        given = ray.get_runtime_context().get_assigned_resources()
+        self.folder.write_part(shard, [{"prompt_id": f"{given['CPU']:g} CPU, {given['GPU']:g} GPU"}])
+        return ShardStats(1)
+
+ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+folder = StageFolder(sys.argv[1], "generate")
+folder.begin({})
+map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=1)
+print(*[row["prompt_id"] for row in folder.rows()])
+"""
 
 
 class AsyncWorker:
@@ -124,6 +148,11 @@ def test_an_async_worker_has_several_shards_in_hand(folder: StageFolder):
 def test_more_than_any_machine_has_is_refused_and_not_waited_for(folder: StageFolder):
     with pytest.raises(UserError, match="generate needs 1 CPUs and 99 GPUs on one machine"):
         map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=99)
+
+
+def test_a_worker_with_a_gpu_has_a_cpu_too_and_ray_warns_of_nothing(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", GPU_STAGE, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 CPU, 1 GPU\n" and "experimental" not in done.stderr
 
 
 def test_a_shard_may_take_as_long_as_it_likes_unless_a_limit_is_set(
