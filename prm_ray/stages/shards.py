@@ -30,6 +30,9 @@ from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
 """Starts of one shard within one run; a shard that ends its worker each time must not do so for ever."""
+_MAX_FAILED_STARTS = 3
+"""Workers that may die one after the other while they are made, and are replaced: one machine of many may be short of
+something for a moment. An engine that starts nowhere ends the stage with the next one."""
 _LISTED_WITHIN_SECONDS, _LOOK_AGAIN_SECONDS = 70.0, 1.0
 _NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
@@ -61,7 +64,7 @@ def map_shards(
     Returns the counts of those. The worker's `__call__` takes a shard number, writes that part and returns
     `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
     dies is started anew and its shard redone, `max_starts` times; an exception in it ends the stage (a `UserError` as
-    itself).
+    itself). One that fails while it is made is replaced, unless that happens again and again and none starts meanwhile.
     Raises `EngineError` if RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S is set and for so long no shard ends, or if a part
     is not there in the end.
     """
@@ -116,6 +119,7 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
+    context.max_consecutive_actor_init_deaths = _MAX_FAILED_STARTS
     if _NO_PROGRESS not in os.environ:  # Ray's half an hour is less than a large shard, or a GPU's coming, may take
         context.execution_no_progress_timeout_s = -1
     return ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards))
@@ -124,9 +128,23 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
 def _is_not_said_twice(record: logging.LogRecord) -> bool:
     """Not what announces an exception of a worker: the exception itself gets here too, and we say what it was."""
     message = record.getMessage()
+    if "an actor died during initialization and will be replaced" in message:  # with a traceback of a page
+        if not hasattr(record, "prm_ray_said"):  # each handler asks
+            record.prm_ray_said = True
+            error = record.exc_info[1] if record.exc_info else None
+            log.warning("a worker did not start, and another one does in its place: %s", _last_line(error))
+        return False
+    if "actors died during initialization" in message:
+        return False
     return not message.startswith(
         ("An exception was raised from a task of operator", "Exception occurred in user code")
     )
+
+
+def _last_line(error: BaseException | None) -> str:
+    """Of the traceback that Ray shows: the cause."""
+    lines = str(error or "").strip().splitlines()
+    return lines[-1].strip() if lines else "no reason is known"
 
 
 def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardStats]:

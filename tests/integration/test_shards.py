@@ -14,6 +14,7 @@ from prm_ray.errors import EngineError, UserError
 from prm_ray.stages import shards
 from prm_ray.stages.cluster import check_room
 from prm_ray.stages.fit import FitPlan, fit
+from prm_ray.stages.pipeline import known_cause
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder
 
@@ -27,6 +28,8 @@ class Worker:
         self._folder, self._mishap = folder, mishap
         if mishap == "bad start":
             raise UserError("the model is missing")
+        if mishap == "never starts" or (mishap == "is sick once" and is_first_to_touch(folder.path / "sick")):
+            raise EngineError("the GPU does not answer")
 
     def __call__(self, shard: int) -> ShardStats:
         marker = self._folder.path / "died-before"
@@ -86,6 +89,14 @@ class AsyncWorker:
         return ShardStats(1)
 
 
+def is_first_to_touch(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def wait_for(folder: StageFolder, num_parts: int) -> None:
     start = time.monotonic()
     while len(folder.finished_parts()) < num_parts and time.monotonic() - start < 300:
@@ -130,6 +141,22 @@ def test_a_shard_that_kills_every_worker_ends_the_stage(folder: StageFolder):
     with pytest.raises(Exception, match="shard 2 of generate killed its worker 4 times"):
         work(folder, "always dies")
     assert 2 not in folder.finished_parts()
+
+
+def test_a_worker_that_does_not_start_is_replaced_and_the_stage_goes_on(
+    folder: StageFolder, caplog: pytest.LogCaptureFixture
+):
+    assert len(work(folder, "is sick once", num_workers=3)) == 4 and folder.finished_parts() == [0, 1, 2, 3]
+    (said,) = [message for message in caplog.messages if "did not start" in message]
+    assert said.endswith("another one does in its place: prm_ray.errors.EngineError: the GPU does not answer")
+
+
+def test_workers_that_never_start_end_the_stage_with_their_reason_in_one_line(folder: StageFolder):
+    with pytest.raises(Exception) as raised:
+        work(folder, "never starts", num_workers=2)
+    cause = known_cause(raised.value)
+    assert isinstance(cause, EngineError) and str(cause) == "the GPU does not answer"
+    assert not folder.finished_parts()
 
 
 @pytest.mark.parametrize(
