@@ -1,10 +1,52 @@
-"""Which file of a model folder is damaged, and what to do about it."""
+"""Why a model does not load: which of its files is damaged, or whether the same again may succeed."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from prm_ray.errors import StorageError, UserError
+from prm_ray.storage import error_number
+
+_PASSING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Of the system: a disk that is full or away, on this machine perhaps and not on the next."""
+_PASSING_TYPES = {"ConnectionError", "TimeoutError", "gaierror", "TransportError", "Timeout", "ChunkedEncodingError"}
+"""Of Python, httpx and requests, by name: which of these the hub's client uses is a matter of its version."""
+_LASTING_TYPES = {"OfflineModeIsEnabled", "UnsupportedProtocol"}
+"""Connection errors by type, of settings that the next try would find again."""
+_ASK_AGAIN = {408, 425, 429}
+
+
+def not_loaded(what: str, error: BaseException, name: str | Path | None = None) -> UserError | StorageError:
+    """What to raise where something does not load: a `StorageError` if the same may succeed later, as after a hub or a
+    disk that was away; else it is bad input. `name` is that of a model whose files may be damaged."""
+    if (passing := _passing_cause(error)) is not None:
+        whence = "" if passing is error else f" ({reason(passing)})"
+        return StorageError(f"{what}: {reason(error)}{whence}; run the same command again, what is finished is kept")
+    return UserError(f"{what}: {reason(error) if name is None else why_not(name, error)}")
+
+
+def _passing_cause(error: BaseException) -> BaseException | None:
+    """The first error in the chain that says whether it lasts, if it does not."""
+    for each in _chain(error):
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        types = {kind.__name__ for kind in type(each).__mro__}
+        if status is not None:
+            return each if status >= 500 or status in _ASK_AGAIN else None
+        if types & _LASTING_TYPES:
+            return None
+        if types & _PASSING_TYPES or error_number(each) in _PASSING_NUMBERS:
+            return each
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def why_not(name: str | Path, error: BaseException) -> str:

@@ -18,7 +18,8 @@ class ClusterError(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """Something could not be written: no room, or no right to. What is finished is kept."""
+    """Something could not be written, for want of room or of a right to, or not be read or fetched now. What is
+    finished is kept; the same command may succeed later."""
 
 
 class TakenOverError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Folders wherever they are, on a disk or in an object store: opened to be written in, made, removed."""
+"""Folders wherever they are, on a disk or in an object store: opened to be written in, made, removed, noted in."""
 
 from __future__ import annotations
 
@@ -14,9 +14,44 @@ from pathlib import Path
 from prm_ray import objectstore
 from prm_ray.errors import StorageError
 from prm_ray.objectstore import ObjectFolder, is_remote
-from prm_ray.storage import HeldFolder, Write, writing
+from prm_ray.storage import HeldFolder, Write, bytes_writer, writing
 
 Folder = HeldFolder | ObjectFolder
+
+
+class Notes:
+    """Lines that outlive the process that writes them, and that workers on all machines see.
+
+    A file; at an address, where nothing can be added to an object, a folder with an object a line.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def add(self, line: str) -> None:
+        if not is_remote(self._path):
+            with writing(self._path), self._path.open("a") as file:
+                file.write(f"{line}\n")
+            return
+        with ObjectFolder(self._path) as folder:
+            name = f"{len(folder.names()):06d}-{uuid.uuid4().hex}"  # of two at the same moment none is lost
+            folder.replace(name, bytes_writer(line.encode()))
+
+    def lines(self) -> list[str]:
+        """In the order they were added."""
+        if not is_remote(self._path):
+            return self._path.read_text().splitlines()
+        with ObjectFolder(self._path) as folder:
+            found = [folder.read(name) for name in folder.names()]
+        return [line.decode() for line in found if line is not None]
+
+    def remove(self) -> None:
+        if not is_remote(self._path):
+            self._path.unlink(missing_ok=True)
+            return
+        with ObjectFolder(self._path) as folder:
+            for name in folder.names():
+                folder.remove(name)
 
 
 def open_folder(path: Path, drafts: str = "") -> Folder:

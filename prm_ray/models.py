@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prm_ray.adapters import WEIGHTS_FILE, adapter_base, load_adapter
 from prm_ray.config import RunConfig
-from prm_ray.damage import reason, why_not
+from prm_ray.damage import not_loaded, reason
 from prm_ray.embeddedmodel import EMBEDDED, embedded_folder
 from prm_ray.errors import UserError
 from prm_ray.modelcache import local_copy, named_from, way_to
@@ -84,7 +84,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(_on_this_machine(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r} has no tokenizer that loads: {reason(error)}") from None
+        raise not_loaded(f"model {name!r} has no tokenizer that loads", error) from None
     if chat_template is not None:
         if not chat_template.is_file():
             raise UserError(f"prompt.chat_template {str(chat_template)!r} does not exist")
@@ -127,7 +127,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model {name!r} does not load: {why_not(name, error)}") from None
+        raise not_loaded(f"model {name!r} does not load", error, name) from None
     if missing := sorted(loading["missing_keys"]):
         raise UserError(f"model {name!r} is no whole language model: its files lack {missing[0]!r}")
     return placed(model, device)
@@ -154,7 +154,7 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(_whole_model(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model {name!r} has no config that loads: {reason(error)}") from None
+        raise not_loaded(f"model {name!r} has no config that loads", error) from None
 
 
 def context_length(name: str, trust_remote_code: bool = False) -> int | None:

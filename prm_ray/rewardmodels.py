@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prm_ray.core.device import number_format, own_device, placed
 from prm_ray.core.forward import Reading, response_logprobs, response_values
 from prm_ray.core.heads import LabelTokens, score_head
-from prm_ray.damage import why_not
+from prm_ray.damage import not_loaded
 from prm_ray.errors import UserError
 from prm_ray.models import is_adapter, load_config, load_model, load_tokenizer, resolve_model
 
@@ -116,7 +116,7 @@ def _load_with_head(auto_class: Any, name: str, dtype: torch.dtype, **options: A
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {name!r} does not load with a value head: {why_not(name, error)}") from None
+        raise not_loaded(f"model {name!r} does not load with a value head", error, name) from None
     return model, sorted(loading["missing_keys"])
 
 

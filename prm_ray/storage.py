@@ -152,7 +152,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def storage_failure(path: Path, error: Exception) -> StorageError | None:
     """What to tell of an error in writing a file; None if it is of another kind."""
-    number = _number_of(error)
+    number = error_number(error)
     if number in _FULL:
         advice = "make room there, then run the same command again; what is finished is kept"
     elif number in _FORBIDDEN:
@@ -162,7 +162,7 @@ def storage_failure(path: Path, error: Exception) -> StorageError | None:
     return StorageError(f"{str(path)!r} cannot be written: {os.strerror(number or 0)}; {advice}")
 
 
-def _number_of(error: Exception) -> int | None:
+def error_number(error: BaseException) -> int | None:
     """The system's number of an error. Safetensors and tokenizers, written in Rust, have it in their text alone."""
     if isinstance(error, OSError):
         return error.errno

@@ -1,8 +1,8 @@
 """Asks a sampler so that one bad prompt costs its own rows and not the run.
 
 An engine may die of a prompt, and again each time the shard is started anew. So a shard that has lost its worker twice
-asks for one prompt after the other, with nothing else in the engine, and notes each in a file that outlives the worker:
-the prompt that was in hand when it died twice more is set aside.
+asks for one prompt after the other, with nothing else in the engine, and notes each where it outlives the worker, and
+the machine: the prompt that was in hand when it died twice more is set aside.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from prm_ray.errors import EngineError, UserError
+from prm_ray.folders import Notes
 from prm_ray.runlog import log
 from prm_ray.stages.sampling import Sample, Sampler
-from prm_ray.storage import writing
 
 _TOGETHER = 2
 """Starts of a shard that ask for all its prompts at once: most workers die of something else than a prompt."""
@@ -48,7 +48,7 @@ class Asker:
         self._sampler, self._turns = sampler, _Turns()
 
     async def ask(self, prompts: Sequence[Asked], notes: Path) -> list[Answer]:
-        """An answer a prompt. `notes` is a file of the shard's own, which is gone when all are answered.
+        """An answer a prompt. `notes` is a place of the shard's own, where nothing is left when all are answered.
 
         Raises `EngineError` if the sampler raises for every single prompt, and the `UserError` that it raises for any.
         """
@@ -123,40 +123,33 @@ class _Turns:
 
 
 class _Journal:
-    """Lines of a file: `start`, then `asking ID` and `answered` for each prompt that is asked for alone."""
+    """Lines of notes: `start`, then `asking ID` and `answered` for each prompt that is asked for alone."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._notes = Notes(path)
 
     def begin(self) -> int:
         """How often the shard has been started, this time too."""
-        self._write("start")
-        return self._lines().count("start")
+        self._notes.add("start")
+        return self._notes.lines().count("start")
 
     def asking(self, prompt_id: str) -> None:
-        self._write(f"asking {prompt_id}")
+        self._notes.add(f"asking {prompt_id}")
 
     def answered(self) -> None:
-        self._write("answered")
+        self._notes.add("answered")
 
     def end(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self._notes.remove()
 
     def deaths(self) -> Counter[str]:
         """Prompt -> how many earlier starts ended while it was asked for."""
-        lines = self._lines()
+        lines = self._notes.lines()
         return Counter(
             line.removeprefix("asking ")
             for line, following in pairwise(lines)
             if line.startswith("asking ") and following == "start"
         )
-
-    def _write(self, line: str) -> None:
-        with writing(self._path), self._path.open("a") as file:
-            file.write(f"{line}\n")
-
-    def _lines(self) -> list[str]:
-        return self._path.read_text().splitlines()
 
 
 def _in_words(error: Exception) -> str:

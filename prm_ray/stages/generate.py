@@ -121,7 +121,7 @@ class GenerateWorker:
             for row in rows
             if row["error"] is None
         ]
-        answers = await self._asker.ask(asked, self._folder.workspace / f".asked-{shard:05d}")
+        answers = await self._asker.ask(asked, self._folder.shared_workspace / f".asked-{shard:05d}")
         by_id = {prompt.prompt_id: answer for prompt, answer in zip(asked, answers, strict=True)}
         return [one for row in rows for one in self._answered(row, by_id.get(row["prompt_id"]))]
 

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,18 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from prm_ray.errors import EngineError, UserError
+from prm_ray.folders import Notes
 from prm_ray.runlog import Progress, log
 from prm_ray.schemas import SCHEMAS
 from prm_ray.stages.cluster import Wanted, check_room
 from prm_ray.stages.gpus import keep_to_own_gpus
-from prm_ray.storage import writing
 from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
 """Starts of one shard within one run; a shard that ends its worker each time must not do so for ever."""
+_MAX_FAILED_STARTS = 3
+"""Workers that may die one after the other while they are made, and are replaced: one machine of many may be short of
+something for a moment. An engine that starts nowhere ends the stage with the next one."""
 _LISTED_WITHIN_SECONDS, _LOOK_AGAIN_SECONDS = 70.0, 1.0
 _NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
@@ -63,7 +65,7 @@ def map_shards(
     Returns the counts of those. The worker's `__call__` takes a shard number, writes that part and returns
     `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
     dies is started anew and its shard redone, `max_starts` times; an exception in it ends the stage (a `UserError` as
-    itself).
+    itself). One that fails while it is made is replaced, unless that happens again and again and none starts meanwhile.
     Raises `EngineError` if RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S is set and for so long no shard ends, or if a part
     is not there in the end.
     """
@@ -84,7 +86,7 @@ def map_shards(
             max_tasks_in_flight_per_actor=concurrency,
             max_concurrent_calls_per_actor=concurrency,
         ),
-        num_cpus=num_cpus,
+        num_cpus=None if num_gpus and num_cpus == 1 else num_cpus,  # Ray gives one by itself, and warns of both
         num_gpus=num_gpus or None,
     )
     with Progress(name, num_shards, "shard", done=num_shards - len(shards)) as progress:
@@ -118,6 +120,7 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
+    context.max_consecutive_actor_init_deaths = _MAX_FAILED_STARTS
     if _NO_PROGRESS not in os.environ:  # Ray's half an hour is less than a large shard, or a GPU's coming, may take
         context.execution_no_progress_timeout_s = -1
     return ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards))
@@ -126,9 +129,23 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
 def _is_not_said_twice(record: logging.LogRecord) -> bool:
     """Not what announces an exception of a worker: the exception itself gets here too, and we say what it was."""
     message = record.getMessage()
+    if "an actor died during initialization and will be replaced" in message:  # with a traceback of a page
+        if not hasattr(record, "prm_ray_said"):  # each handler asks
+            record.prm_ray_said = True
+            error = record.exc_info[1] if record.exc_info else None
+            log.warning("a worker did not start, and another one does in its place: %s", _last_line(error))
+        return False
+    if "actors died during initialization" in message:
+        return False
     return not message.startswith(
         ("An exception was raised from a task of operator", "Exception occurred in user code")
     )
+
+
+def _last_line(error: BaseException | None) -> str:
+    """Of the traceback that Ray shows: the cause."""
+    lines = str(error or "").strip().splitlines()
+    return lines[-1].strip() if lines else "no reason is known"
 
 
 def _collect(dataset: ray.data.Dataset, progress: Progress) -> Iterator[ShardStats]:
@@ -177,13 +194,12 @@ class _ShardCalls:
         return self._end(shard, stats)
 
     def _begin(self, batch: dict[str, np.ndarray]) -> int:
-        """Ray Data restarts a dead actor without end, so starts are counted in a file that outlives it."""
+        """Ray Data restarts a dead actor without end, so starts are counted where it and its machine are outlived."""
         shard = int(batch["shard"][0])
-        path = self._starts_path(shard)
+        starts = self._starts(shard)
         self._folder.check()
-        with writing(path), path.open("a") as file:
-            file.write(f"{os.uname().nodename} {os.getpid()}\n")
-        if len(path.read_text().splitlines()) > self._max_starts:
+        starts.add(f"{os.uname().nodename} {os.getpid()}")
+        if len(starts.lines()) > self._max_starts:
             what = f"shard {shard} of {self._folder.stage}"
             raise EngineError(f"{what} killed its worker {self._max_starts} times: see Ray's logs")
         return shard
@@ -197,11 +213,11 @@ class _ShardCalls:
         return None
 
     def _end(self, shard: int, stats: ShardStats) -> dict[str, list[Any]]:
-        self._starts_path(shard).unlink(missing_ok=True)
+        self._starts(shard).remove()
         return _as_batch(stats)
 
-    def _starts_path(self, shard: int) -> Path:
-        return self._folder.workspace / f".starts-{shard:05d}"
+    def _starts(self, shard: int) -> Notes:
+        return Notes(self._folder.shared_workspace / f".starts-{shard:05d}")
 
 
 class _AsyncShardCalls(_ShardCalls):

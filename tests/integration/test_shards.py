@@ -1,5 +1,6 @@
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from prm_ray.errors import EngineError, UserError
 from prm_ray.stages import shards
 from prm_ray.stages.cluster import Wanted, check_room
 from prm_ray.stages.fit import FitPlan, fit
+from prm_ray.stages.pipeline import known_cause
 from prm_ray.stages.shards import ShardStats, map_shards
 from prm_ray.tables import StageFolder
 
@@ -26,6 +28,8 @@ class Worker:
         self._folder, self._mishap = folder, mishap
         if mishap == "bad start":
             raise UserError("the model is missing")
+        if mishap == "never starts" or (mishap == "is sick once" and is_first_to_touch(folder.path / "sick")):
+            raise EngineError("the GPU does not answer")
 
     def __call__(self, shard: int) -> ShardStats:
         marker = self._folder.path / "died-before"
@@ -46,6 +50,29 @@ class Worker:
         return ShardStats(1, {"odd": 1} if shard == 1 else {}, tokens=10)
 
 
+GPU_STAGE = """
+import sys
+import ray
+from prm_ray.stages.shards import ShardStats, map_shards
+from prm_ray.tables import StageFolder
+
+class Worker:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, shard):
+        given = ray.get_runtime_context().get_assigned_resources()
+        self.folder.write_part(shard, [{"prompt_id": f"{given['CPU']:g} CPU, {given['GPU']:g} GPU"}])
+        return ShardStats(1)
+
+ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+folder = StageFolder(sys.argv[1], "generate")
+folder.begin({})
+map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=1)
+print(*[row["prompt_id"] for row in folder.rows()])
+"""
+
+
 class AsyncWorker:
     """Waits until two shards are inside at the same time."""
 
@@ -60,6 +87,14 @@ class AsyncWorker:
         await asyncio.sleep(0.1)
         self._folder.write_part(shard, [{"prompt_id": "x", "text": str(self._inside)}])
         return ShardStats(1)
+
+
+def is_first_to_touch(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def wait_for(folder: StageFolder, num_parts: int) -> None:
@@ -108,6 +143,22 @@ def test_a_shard_that_kills_every_worker_ends_the_stage(folder: StageFolder):
     assert 2 not in folder.finished_parts()
 
 
+def test_a_worker_that_does_not_start_is_replaced_and_the_stage_goes_on(
+    folder: StageFolder, caplog: pytest.LogCaptureFixture
+):
+    assert len(work(folder, "is sick once", num_workers=3)) == 4 and folder.finished_parts() == [0, 1, 2, 3]
+    (said,) = [message for message in caplog.messages if "did not start" in message]
+    assert said.endswith("another one does in its place: prm_ray.errors.EngineError: the GPU does not answer")
+
+
+def test_workers_that_never_start_end_the_stage_with_their_reason_in_one_line(folder: StageFolder):
+    with pytest.raises(Exception) as raised:
+        work(folder, "never starts", num_workers=2)
+    cause = known_cause(raised.value)
+    assert isinstance(cause, EngineError) and str(cause) == "the GPU does not answer"
+    assert not folder.finished_parts()
+
+
 @pytest.mark.parametrize(
     ("mishap", "message"), [("bad input", "^row 7 has no answer$"), ("bad start", "^the model is missing$")]
 )
@@ -124,6 +175,11 @@ def test_an_async_worker_has_several_shards_in_hand(folder: StageFolder):
 def test_more_than_any_machine_has_is_refused_and_not_waited_for(folder: StageFolder):
     with pytest.raises(UserError, match="generate needs 1 CPUs and 99 GPUs on one machine"):
         map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=99)
+
+
+def test_a_worker_with_a_gpu_has_a_cpu_too_and_ray_warns_of_nothing(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", GPU_STAGE, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 CPU, 1 GPU\n" and "experimental" not in done.stderr
 
 
 def test_a_shard_may_take_as_long_as_it_likes_unless_a_limit_is_set(

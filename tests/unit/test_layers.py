@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "finalanswers": set(),
     "answers": FOUNDATION | {"finalanswers"},
     "dataselection": FOUNDATION,
-    "damage": set(),
+    "damage": {"errors", "storage"},
     "modelcache": {"errors", "storage", "objectstore"},
     "embeddedmodel": {"errors", "storage", "modelcache"},
     "adapters": {"errors", "damage", "modelcache"},
