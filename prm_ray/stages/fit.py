@@ -39,6 +39,7 @@ from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
 from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
 from prm_ray.stages.cluster import NO_GPUS, check_room
+from prm_ray.stages.gloo import GlooConfig
 from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
 from prm_ray.stages.threads import set_threads_beside
@@ -98,7 +99,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if section.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl") if section.gpus_per_worker else GlooConfig(),
         scaling_config=ScalingConfig(
             num_workers=section.num_workers if fewest is None else (fewest, section.num_workers),
             use_gpu=section.gpus_per_worker > 0,
