@@ -178,7 +178,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
 
 def _train(plan: FitPlan) -> None:
-    with contextlib.suppress(FileNotFoundError):  # relative paths (problems, a chat template) are the driver's
+    with contextlib.suppress(FileNotFoundError):  # relative paths (a model, a chat template) are the driver's
         os.chdir(plan.working_dir)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
