@@ -1,7 +1,11 @@
-"""Ports of this machine that a test may give to what it starts."""
+"""Ports of this machine that a test may give to what it starts, and where workers listen."""
 
 import os
 import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
 
 _GIVEN: set[int] = set()
 
@@ -28,3 +32,12 @@ def free_ports(count: int) -> list[int]:
 def free_port() -> int:
     (port,) = free_ports(1)
     return port
+
+
+def load_and_note_addresses(place: Path, *args: Any, **settings: Any) -> Any:
+    """`models.load_model` in a worker, which leaves in a file at what addresses it listens: a line each."""
+    from prm_ray.models import load_model
+
+    listening = [each.laddr.ip for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]
+    (place / str(os.getpid())).write_text("\n".join(listening))
+    return load_model(*args, **settings)

@@ -26,10 +26,11 @@ from prm_ray.trainer import Trainer
 
 
 def storage_settings(storage: Path) -> dict[str, Any]:
-    """Where Ray Train keeps checkpoints, as its settings say it."""
+    """Where Ray Train keeps checkpoints, as its settings say it: under the name that all machines have for it, with its
+    links, which on the driver's machine may lead where the others have nothing."""
     if is_remote(storage):
         return {"storage_path": file_system(storage)[1], "storage_filesystem": arrow_file_system(storage)}
-    return {"storage_path": str(storage.resolve())}
+    return {"storage_path": str(storage.absolute())}
 
 
 def stored_checkpoint(state: Path) -> Checkpoint:

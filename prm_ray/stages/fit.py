@@ -31,7 +31,7 @@ from prm_ray.core.device import number_format, own_device
 from prm_ray.core.forward import Reading, response_logprobs
 from prm_ray.core.packing import pack
 from prm_ray.errors import EngineError, NonFiniteLossError, TakenOverError
-from prm_ray.folders import filling, remove_leftover, write_file
+from prm_ray.folders import filling, open_folder, remove_leftover, write_file
 from prm_ray.metricslog import METRICS_FILE, MetricsLog, follow_metrics, steps_recorded
 from prm_ray.models import load_model, load_tokenizer
 from prm_ray.objectstore import is_remote
@@ -39,6 +39,7 @@ from prm_ray.runlog import Progress
 from prm_ray.settings import FitSection
 from prm_ray.stages.checkpoints import Checkpoints, storage_settings, stored_checkpoint
 from prm_ray.stages.cluster import Wanted, check_room
+from prm_ray.stages.gloo import GlooConfig
 from prm_ray.stages.gpus import NO_GPUS
 from prm_ray.stages.restarts import SaysRestarts
 from prm_ray.stages.takeover import RUN_NAME, STORAGE, taken_over
@@ -99,7 +100,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if section.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl") if section.gpus_per_worker else GlooConfig(),
         scaling_config=ScalingConfig(
             num_workers=section.num_workers if fewest is None else (fewest, section.num_workers),
             use_gpu=section.gpus_per_worker > 0,
@@ -119,8 +120,7 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     progress = Progress(plan.name, num_steps, "step", done=steps_recorded(workspace / METRICS_FILE))
     watcher = threading.Thread(target=_show, args=(progress, workspace / METRICS_FILE, finished), daemon=True)
     watcher.start()
-    failure = workspace / _FAILURE
-    failure.unlink(missing_ok=True)
+    (workspace / _FAILURE).unlink(missing_ok=True)
     try:
         with _interruptible():
             trainer.fit()
@@ -130,13 +130,26 @@ def fit(plan: FitPlan, num_steps: int) -> None:
     finally:
         finished.set()
         watcher.join()
-    plan.folder.check()
-    if failure.is_file():
-        raise NonFiniteLossError(failure.read_text(encoding="utf-8"))
-    if not any((workspace / name).is_file() for name in _OF_A_MODEL):
-        raise EngineError(f"{plan.name}: its workers ended without a model: do all machines see {str(workspace)!r}?")
+    _check_left(plan)
     if plan.folder.attempt is None:
         remove_leftover(workspace / STORAGE)
+
+
+def _check_left(plan: FitPlan) -> None:
+    """Raises as `fit` does unless the workers have left a model.
+
+    The folder is opened to look: over NFS a machine goes on missing for a minute what was not there when it looked, as
+    the reason of a failure was not when `fit` began, and an opened folder is looked at anew.
+    """
+    workspace = plan.folder.shared_workspace
+    failure, has_model = None, False
+    with contextlib.suppress(FileNotFoundError), open_folder(workspace) as left:
+        failure, has_model = left.read(_FAILURE), any(left.has(name) for name in _OF_A_MODEL)
+    plan.folder.check()  # behind the look: whoever takes over removes the workspace
+    if failure is not None:
+        raise NonFiniteLossError(failure.decode())
+    if not has_model:
+        raise EngineError(f"{plan.name}: its workers ended without a model: do all machines see {str(workspace)!r}?")
 
 
 @contextlib.contextmanager
@@ -166,7 +179,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
 
 def _train(plan: FitPlan) -> None:
-    with contextlib.suppress(FileNotFoundError):  # relative paths (problems, a chat template) are the driver's
+    with contextlib.suppress(FileNotFoundError):  # relative paths (a model, a chat template) are the driver's
         os.chdir(plan.working_dir)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()

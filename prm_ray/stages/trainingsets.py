@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from prm_ray.config import RunConfig
 from prm_ray.dataselection import Selection
 from prm_ray.errors import UserError
-from prm_ray.objectstore import downloaded, is_remote
 from prm_ray.outcomedata import Kind, OutcomeData, held_out_metrics
 from prm_ray.outcomelosses import CrossEntropy
+from prm_ray.stages.mappedrows import mapped_rows, rows_writer
 from prm_ray.stages.trainingrows import read_training_rows, without_mismatched
 from prm_ray.steplosses import training_loss
 from prm_ray.tables import StageFolder
@@ -62,8 +62,7 @@ def selected_responses(config: RunConfig) -> Selection:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Files with the rows that are trained on and those held out. Workers map them, so those of a machine share its
-    page cache in place of a copy each, and none selects anew."""
+    """Files with the rows that are trained on and those held out. None of the workers selects anew."""
 
     trained: Path
     held_out: Path
@@ -72,28 +71,16 @@ class StoredRows:
 def store_rows(table: pa.Table, config: RunConfig, folder: StageFolder) -> StoredRows:
     """Put the selected rows where this attempt's workers find them."""
     trained, held_out = (
-        folder.write_draft(f".{name}.arrow", partial(_write_rows, _part(table, config, held_out=name == "held-out")))
+        folder.write_draft(f".{name}.arrow", rows_writer(_part(table, config, held_out=name == "held-out")))
         for name in ("trained", "held-out")
     )
     return StoredRows(trained, held_out)
 
 
-def _write_rows(table: pa.Table, file: BinaryIO) -> None:
-    with pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table.combine_chunks())  # a row is found at once in one chunk
-
-
-def _mapped(path: Path) -> pa.Table:
-    if is_remote(path):
-        with downloaded(path) as here:
-            return _mapped(here)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
 def training_data(config: RunConfig, rows: StoredRows) -> OutcomeData:
     section = config.train
     return OutcomeData(
-        _mapped(rows.trained),
+        mapped_rows(rows.trained),
         training_loss(section, config.train_seed),
         kind=_kind(config),
         with_reference=section.with_reference,
@@ -147,7 +134,7 @@ def held_out_measure(config: RunConfig, rows: StoredRows) -> Callable[[Trainer],
     section = config.train
     beta = section.beta if section.reward == "log_ratio" else 1.0
     data = OutcomeData(
-        _mapped(rows.held_out),
+        mapped_rows(rows.held_out),
         CrossEntropy(beta),
         kind=_kind(config),
         with_reference=section.with_reference,

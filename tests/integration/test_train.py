@@ -1,6 +1,7 @@
 """train under Ray Train: any number of workers, killed and resumed, gives the same losses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from prm_ray.scoring.served import load_scorer, served_models
 from prm_ray.stages import train
 from prm_ray.tables import StageFolder
 from tests.disks import SeenHereOnly
+from tests.ports import load_and_note_addresses
 from tests.tables_by_hand import tiny_config, write_reference_table
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -70,6 +72,19 @@ def test_two_workers_give_the_losses_of_one(
     policies = [load_model(str(StageFolder(each.run.dir, "train").path), "float32") for each in (config, two)]
     for ours, theirs in zip(*(policy.parameters() for policy in policies), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
+def test_workers_of_one_machine_meet_on_loopback_wherever_its_name_leads(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of several, where Ray has their machines: tests/unit/test_gloo.py."""
+    (noted := tmp_path / "noted").mkdir()
+    monkeypatch.setattr(train, "load_model", partial(load_and_note_addresses, noted))
+    config = tiny_config(tmp_path / "run", tiny_model, train={"num_workers": 2})
+    write_reference_table(config)
+    train_run(config)
+    listening = [path.read_text().split() for path in noted.iterdir()]
+    assert len(listening) == 2 and all("127.0.0.1" in each for each in listening)
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_with_its_reason(tiny_model: str, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What training leaves on the disk of a worker's machine, when workers are killed there and attempts overlap."""
+"""Where training stores its state, and what it leaves on the disk of a worker's machine, when workers are killed there
+and attempts overlap."""
 
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import ray.train
 
-from prm_ray.stages.checkpoints import Checkpoints
+from prm_ray.stages.checkpoints import Checkpoints, storage_settings
 from prm_ray.tables import StageFolder
 from tests.unit.test_attempts import attempt_at
 
@@ -91,3 +92,14 @@ def test_what_an_older_attempt_writes_at_its_end_goes_with_the_newer_one(
     draft = write(late, "draft")
     training.close()
     assert not draft.exists()
+
+
+def test_workers_store_under_the_name_of_the_run_folder_not_where_the_drivers_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a head that is the NFS server too: /shared is a link there, and the others mount what is behind it."""
+    (tmp_path / "export").mkdir()
+    (shared := tmp_path / "shared").symlink_to("export")
+    assert storage_settings(shared / "run/checkpoint") == {"storage_path": str(shared / "run/checkpoint")}
+    monkeypatch.chdir(tmp_path)
+    assert storage_settings(Path("shared/run")) == {"storage_path": str(shared / "run")}
