@@ -57,7 +57,8 @@ def own_model(config: RunConfig) -> ServedModel:
         check_reachable(config.run.dir)
     folder = StageFolder(config.run.dir, "train")
     folder.manifest()
-    model = _trained(config, name, folder.path.resolve())
+    # Not resolved: where a link of this machine leads to need not be there on those that load it.
+    model = _trained(config, name, folder.path.absolute())
     if model.facts.reward == "log_ratio" and model.facts.with_reference != config.score.with_reference:
         raise UserError(
             f"score.with_reference is {str(config.score.with_reference).lower()}, but {model.folder!r} was scored "

@@ -20,7 +20,7 @@ from prm_ray.scoring.replica import Limits, Replica
 from prm_ray.scoring.served import ServedModel, load_scorer, reads_tokens_of, served_models
 from prm_ray.serve.api import make_api
 from prm_ray.serve.asking import Gateway, RequestLimits
-from prm_ray.serve.deployments import ask_replica, log_through_serve
+from prm_ray.serve.deployments import STARTS, ask_replica, log_through_serve
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.generator import Generator, HttpGenerator
 from prm_ray.serve.generatordeployment import DeploymentGenerator, generator_deployment
@@ -191,7 +191,7 @@ def ingress_deployment(section: ServeSection) -> Any:
         max_queued_requests=room,
         graceful_shutdown_timeout_s=seconds_to_answer(section),
         max_surge_percent=100,  # while it is replaced, the old one answers
-        max_constructor_retry_count=1,
+        max_constructor_retry_count=STARTS,
     )(serve.ingress()(Ingress))
 
 
@@ -216,7 +216,7 @@ def scorer_deployment(section: ServeSection, number: int, replica: type = Scorer
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         graceful_shutdown_timeout_s=section.timeout_seconds,
         max_surge_percent=50,
-        max_constructor_retry_count=1,  # a model that does not load does not load the second time either
+        max_constructor_retry_count=STARTS,
         **scaling,
     )(replica)
 

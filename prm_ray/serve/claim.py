@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prm_ray.config import RunConfig
 from prm_ray.errors import UserError
@@ -33,7 +34,9 @@ def claim_cluster(config: RunConfig) -> None:
     if _claims or not os.environ.get("RAY_ADDRESS"):
         return
     what = f"{config.run.dir} at {config.serve.host}:{config.serve.port}"
-    actor = ray.remote(_Claim).options(name=_NAME, namespace=_NAME, num_cpus=0)
+    # Ray would put it on any machine, with whose loss the claim would end and the server go on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(_Claim).options(name=_NAME, namespace=_NAME, num_cpus=0, scheduling_strategy=here)
     try:
         _claims.append(actor.remote(what))
     except ValueError:  # the name is taken

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from prm_ray.config import RunConfig
 from prm_ray.scoring.asks import Refusal
 from prm_ray.search.candidate import Candidate, Draw, Proposal
-from prm_ray.serve.deployments import ask_replica, log_through_serve
+from prm_ray.serve.deployments import STARTS, ask_replica, log_through_serve
 from prm_ray.serve.generation import ChatModel
 from prm_ray.serve.generator import Generated, gather_candidates
 from prm_ray.serve.steps import Continuing, Opening, StepByStep
@@ -69,6 +69,6 @@ def generator_deployment(config: RunConfig, options: SamplerOptions) -> Any:
         ray_actor_options={"num_cpus": 1, "num_gpus": config.generate.gpus_per_engine},
         max_ongoing_requests=config.serve.max_ongoing_requests,
         graceful_shutdown_timeout_s=config.serve.generator_timeout_seconds,
-        max_constructor_retry_count=1,
+        max_constructor_retry_count=STARTS,
     )(GeneratorReplica)
     return deployment.bind(options, Path(options.model).name, config.prompt.chat_template)

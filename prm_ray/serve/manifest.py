@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prm_ray.config import RunConfig
+from prm_ray.serve.address import proxy_location
 from prm_ray.settings import ServeSection
 
 APP_NAME = "prm_ray"
@@ -29,7 +30,7 @@ def manifest(config: RunConfig) -> dict[str, Any]:
     The run's folder and the file of keys are read on the cluster, at the paths that the config gives.
     """
     return {
-        "proxy_location": "EveryNode",
+        "proxy_location": proxy_location(config.serve.host),
         "http_options": http_options(config.serve),
         "applications": [
             {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -27,6 +27,7 @@ from prm_ray.errors import StorageError, UserError
 from prm_ray.objectstore import refusal_is_bad_input
 from prm_ray.runlog import log
 from prm_ray.scoring.served import ServedModel, served_models
+from prm_ray.serve.address import base_url, check_address, head_elsewhere, is_loopback, proxy_location
 from prm_ray.serve.claim import claim_cluster, give_up_claim
 from prm_ray.serve.generation import generator_options
 from prm_ray.serve.keys import read_keys
@@ -53,9 +54,9 @@ def run(config: RunConfig) -> None:
     models = _check(config)
     _start_ray(config, len(models))
     signal.signal(signal.SIGTERM, _interrupt)  # not before: Ray, when it starts, puts a handler of its own in its place
-    base_url = _deploy(config, models)
+    url = _deploy(config, models)
     body = json.dumps({"query": "12 + 45", "documents": ["12 + 45 = 57", "12 + 45 = 58"]})
-    log.info("serving at %s, stop with Ctrl-C; try:\n  curl %s/rerank --json '%s'", base_url, base_url, body)
+    log.info("serving at %s, stop with Ctrl-C; try:\n  curl %s/rerank --json '%s'", url, url, body)
     try:
         while True:
             time.sleep(3600)
@@ -78,6 +79,8 @@ def start(config: RunConfig) -> str:
 
 def _start_ray(config: RunConfig, num_models: int) -> None:
     start_ray(config)
+    if _joins_a_cluster():
+        check_address(config.serve, head_elsewhere())
     check_room(*_wanted(config, num_models))
     claim_cluster(config)
 
@@ -94,6 +97,11 @@ def _wanted(config: RunConfig, num_models: int) -> list[Wanted]:
     return [*wanted, Wanted("the ingress of serve", INGRESS_CPUS, 0)]
 
 
+def _joins_a_cluster() -> bool:
+    """Only there the head may be another machine. A Ray of our own need not start for the address to be checked."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def _check(config: RunConfig) -> list[ServedModel]:
     with refusal_is_bad_input():
         models = served_models(config)
@@ -101,29 +109,29 @@ def _check(config: RunConfig) -> list[ServedModel]:
         wants_traces(config.serve.otlp_endpoint)
         if config.serve.generator == "vllm":
             generator_options(config)
-    _check_address(config.serve.host, config.serve.port)
+    if not _joins_a_cluster():
+        check_address(config.serve, None)
     return models
 
 
 def _deploy(config: RunConfig, models: list[ServedModel]) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    host, port = config.serve.host, config.serve.port
-    base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    url = base_url(config.serve, head_elsewhere())
     was_there = bool(serve.status().proxies)
     if not was_there:
         _print_own_workers_only()
     try:
         serve.start(
-            proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode",
+            proxy_location=proxy_location(config.serve.host),
             http_options=http_options(config.serve),
             logging_config=_QUIET,
         )
         _load(config, models)
-        _wait_until_it_answers(base_url)
+        _wait_until_it_answers(url)
     except BaseException:  # also interrupted while loading or waiting: leave nothing running
         _take_back(was_there)
         raise
-    return base_url
+    return url
 
 
 def _load(config: RunConfig, models: list[ServedModel]) -> None:
@@ -200,41 +208,25 @@ def check_keys(section: ServeSection) -> None:
 
 
 def _check_has_keys(section: ServeSection) -> None:
-    if section.api_keys_file is None and not _is_loopback(section.host):
+    if section.api_keys_file is None and not is_loopback(section.host):
         raise UserError(
             f"serve.host {section.host!r} is reached from other machines: serve.api_keys_file must name a file "
             "with API keys (prm-ray key NAME --file FILE makes one)"
         )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_address(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(f"serve.host {host!r} with serve.port {port} cannot be used: {error.strerror}") from None
-
-
-def _wait_until_it_answers(base_url: str) -> None:
+def _wait_until_it_answers(url: str) -> None:
     """The proxy may lag behind the application a moment; an older Serve on this cluster keeps its own address."""
     give_up = time.monotonic() + _ANSWERS_WITHIN_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5) as reply:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as reply:
                 reply.read()
                 return
         except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > give_up:
                 raise UserError(
-                    f"{base_url}/readyz does not answer ({error}): does another Serve run on this cluster?"
+                    f"{url}/readyz does not answer ({error}): does another Serve run on this cluster?"
                 ) from None
             time.sleep(0.2)
 

@@ -22,6 +22,7 @@ from tests.ports import free_port
 from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY_JOB = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--working-dir"]
 pytestmark = pytest.mark.slow
 CONFIG = """
 [model]
@@ -77,6 +78,25 @@ class DiesOnce(Chatty):
             died.touch()
             os.kill(os.getpid(), 9)
         return await super().sample(prompts, seeds)
+"""
+
+CLAIMS = """
+import sys
+import ray
+from ray.util import list_named_actors
+from prm_ray.config import RunConfig
+from prm_ray.serve.claim import _claims, claim_cluster, give_up_claim
+from tests.processes import wait_until
+
+ray.init()
+node = ray.get_runtime_context().get_node_id()
+for _ in range(6):
+    claim_cluster(RunConfig())
+    place = _claims[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+    with open(sys.argv[1], "a") as file:
+        file.write("here " if ray.get(place) == node else "elsewhere ")
+    give_up_claim()
+    wait_until(lambda: "prm_ray_server" not in str(list_named_actors(all_namespaces=True)), 60, "end of the claim")
 """
 
 Submitted = tuple[Path, subprocess.CompletedProcess[str]]
@@ -243,7 +263,14 @@ def test_an_unknown_job_is_one_line(client: Client):
 def test_ray_job_submit_starts_the_same_work_from_a_checkout(submitted: Submitted, client: Client):
     """What the docs say for those who have no prm-ray where they submit from."""
     config = client.folder / "run.toml"
-    ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"]
-    command = [*ray, "python", "-m", "jobs.evaluate", str(config), f"run.dir={submitted[0]}"]
+    command = [*RAY_JOB, str(ROOT), "--", "python", "-m", "jobs.evaluate", str(config), f"run.dir={submitted[0]}"]
     done = subprocess.run(command, env=client.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "evaluate  already done" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_servers_claim_is_lost_with_the_machine_of_the_server_and_no_other(client: Client, tmp_path: Path):
+    """It is on the server's own."""
+    (tmp_path / "claims.py").write_text(CLAIMS)
+    command = [*RAY_JOB, str(tmp_path), "--entrypoint-num-cpus", "1", "--", "python", "claims.py", str(tmp_path / "at")]
+    done = subprocess.run(command, env=client.environment, capture_output=True, text=True, timeout=240)
+    assert (tmp_path / "at").read_text() == "here " * 6, done.stdout + done.stderr

@@ -88,13 +88,18 @@ def test_the_surge_is_the_applications_own():
     assert deployment_to_schema(deployment).max_surge_percent == SURGE * 100
 
 
-def test_every_pod_has_the_server_port_and_the_proxys_answer_for_when_nobody_is_there():
+def test_every_pod_has_the_server_port():
     """KubeRay makes the service from a port called `serve` of the head."""
     for pod in pods("ray-service.yaml"):
         container = pod["containers"][0]
         assert {"containerPort": config().serve.port, "name": "serve"} in container["ports"]
-        assert dict(zip(("name", "value"), PROXY_SETTING, strict=True)) in container["env"]
         assert "readinessProbe" not in container  # KubeRay's own asks the proxy too; one written here would replace it
+
+
+@pytest.mark.parametrize("name", ["ray-service.yaml", "ray-cluster.yaml"])
+def test_every_pod_in_which_a_server_may_listen_has_the_proxys_answer_for_when_nobody_is_there(name: str):
+    for pod in pods(name):
+        assert dict(zip(("name", "value"), PROXY_SETTING, strict=True)) in pod["containers"][0]["env"]
 
 
 def test_prometheus_asks_the_service_once_and_every_node():

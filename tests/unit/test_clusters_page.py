@@ -12,6 +12,7 @@ import pytest
 from prm_ray.cli import _VERBS, _parsed
 from prm_ray.config import RunConfig, load_config
 from prm_ray.settings import Section
+from prm_ray.stages.cluster import PROXY_SETTING
 from prm_ray.submitting.verbs import _submit_parser
 from tests.manifests import RAY_OBJECTS, ROOT, documents, pods, the
 
@@ -144,6 +145,10 @@ def test_whoever_starts_ray_by_hand_gives_workers_the_priority_that_the_image_gi
     for name in ("cluster/Dockerfile", "docs/clusters.md", "docs/running.md"):
         assert setting in (ROOT / name).read_text(encoding="utf-8")
     assert PAGE.index(f"export {setting}") < PAGE.index("\nray start --head")
+
+
+def test_whoever_starts_ray_by_hand_gives_a_servers_proxies_their_answer_for_when_nobody_is_there():
+    assert PAGE.index(f"export {'='.join(PROXY_SETTING)}") < PAGE.index("\nray start --head")
 
 
 def test_every_job_of_the_page_exists():

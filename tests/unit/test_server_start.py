@@ -19,13 +19,14 @@ class Serve:
     def __init__(self, applications: set[str] | None):
         self.applications = applications
         self.error: BaseException | None = None
+        self.options: dict[str, Any] = {}
 
     def status(self) -> Any:
         none: dict[str, Any] = {}
         return SimpleNamespace(proxies={} if self.applications is None else {"node": "HEALTHY"}, applications=none)
 
     def start(self, **options: Any) -> None:
-        self.applications = self.applications or set()
+        self.applications, self.options = self.applications or set(), options
 
     def run(self, target: Any, name: str, **options: Any) -> None:
         assert self.applications is not None
@@ -50,6 +51,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Serve], None]:
     """Starts a server that never answers, for nobody listens at its port."""
     monkeypatch.setattr(server, "_ANSWERS_WITHIN_SECONDS", 0)
     monkeypatch.setattr(app, "build", lambda config: None)
+    monkeypatch.setattr(server, "head_elsewhere", lambda: None)
     config = parse_config({"serve": {"port": server.free_port()}})
 
     def start(serve: Serve) -> None:
@@ -109,3 +111,15 @@ def test_one_that_answers_goes_on(start: Callable[[Serve], None], monkeypatch: p
     serve = Serve(None)
     start(serve)
     assert serve.applications == {APP_NAME}
+
+
+def test_from_another_machine_it_is_asked_on_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    serve = Serve(None)
+    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(app, "build", lambda config: None)
+    monkeypatch.setattr(server, "head_elsewhere", lambda: "10.0.0.1")
+    monkeypatch.setattr(server, "_wait_until_it_answers", asked.append)
+    for host in ("0.0.0.0", "10.0.0.1"):
+        assert server._deploy(parse_config({"serve": {"host": host}}), []) == asked[-1] == "http://10.0.0.1:8000"
+        assert serve.options["proxy_location"] == ("EveryNode" if host == "0.0.0.0" else "HeadOnly")
