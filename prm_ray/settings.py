@@ -66,7 +66,7 @@ class RunSection(Section):
     seed: int = Field(0, ge=0)
     """Seeds problems, sampling, shuffling and bootstrap."""
     num_cpus: int | None = Field(None, ge=1)
-    """Logical CPUs of a local Ray; no worker has more threads. None = at least 8: helpers never wait for a core."""
+    """Logical CPUs of a local Ray; no worker takes more threads by itself. None = at least 8: no helper waits."""
 
 
 class ModelSection(Section):

@@ -216,7 +216,7 @@ def scorer_deployment(section: ServeSection, number: int, replica: type = Scorer
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         graceful_shutdown_timeout_s=section.timeout_seconds,
         max_surge_percent=50,
-        max_constructor_retry_count=STARTS,
+        max_constructor_retry_count=STARTS * (section.max_replicas or section.num_replicas),
         **scaling,
     )(replica)
 

@@ -16,8 +16,9 @@ from prm_ray.scoring.asks import Refusal, RefusedError
 from prm_ray.serve.requestlog import REQUESTS_LOG
 
 STARTS = 3
-"""Of replicas, failed in a row, at which Serve gives a deployment up for good. A model that cannot be loaded costs two
-more for nothing; but an evicted pod, a busy hub or bucket, or a GPU that does not come up must not end a server."""
+"""Of each replica, failed in a row, at which Serve gives its deployment up for good; it counts those of all replicas
+together, so a deployment of N has N times as many. A model that cannot be loaded costs two more for nothing; but an
+evicted pod, a busy hub or bucket, or a GPU that does not come up must not end a server."""
 _TRIES = 4
 """A replica may die with a request, and the next one may be stopping: scoring twice changes nothing."""
 

@@ -69,6 +69,6 @@ def generator_deployment(config: RunConfig, options: SamplerOptions) -> Any:
         ray_actor_options={"num_cpus": 1, "num_gpus": config.generate.gpus_per_engine},
         max_ongoing_requests=config.serve.max_ongoing_requests,
         graceful_shutdown_timeout_s=config.serve.generator_timeout_seconds,
-        max_constructor_retry_count=STARTS,
+        max_constructor_retry_count=STARTS * config.serve.generator_replicas,
     )(GeneratorReplica)
     return deployment.bind(options, Path(options.model).name, config.prompt.chat_template)

@@ -35,6 +35,7 @@ from prm_ray.serve.manifest import APP_NAME, INGRESS_CPUS, http_options, to_yaml
 from prm_ray.serve.tracing import wants_traces
 from prm_ray.settings import ServeSection
 from prm_ray.stages.cluster import Wanted, check_room, start_ray
+from prm_ray.stages.gpus import say_unused_gpus
 from prm_ray.stages.pipeline import cause_in_traceback
 
 _ANSWERS_WITHIN_SECONDS = 60
@@ -81,6 +82,7 @@ def _start_ray(config: RunConfig, num_models: int) -> None:
     start_ray(config)
     if _joins_a_cluster():
         check_address(config.serve, head_elsewhere())
+    say_unused_gpus(config, "serve")
     check_room(*_wanted(config, num_models))
     claim_cluster(config)
 

@@ -86,9 +86,10 @@ class _Room:
         self._gpus = [1.0] * int(resources.get("GPU", 0))
 
     def take(self, wanted: Wanted) -> bool:
-        """Place one worker here, if there is room: on whole GPUs, or on a part of a single one."""
+        """Place one worker here, if there is room: on whole GPUs, or as Ray does on the fullest that still fits."""
         share = min(1.0, wanted.num_gpus)
         places = [number for number, free in enumerate(self._gpus) if free + _ROUNDING >= share]
+        places.sort(key=lambda number: self._gpus[number])
         num_gpus = math.ceil(wanted.num_gpus)
         if self._cpus + _ROUNDING < wanted.num_cpus or len(places) < num_gpus:
             return False

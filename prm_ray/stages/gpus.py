@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import ray
 
+from prm_ray.config import RunConfig
 from prm_ray.runlog import log
 
 NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
 """Environment of a process that must not see a GPU."""
-_LARGE_MODELS = ("warmup", "generate", "train", "score", "search", "processbench")
-"""Stages that always compute with one."""
 
 
 def keep_to_own_gpus() -> None:
@@ -26,9 +23,21 @@ def keep_to_own_gpus() -> None:
         os.environ.update(NO_GPUS)
 
 
-def say_unused_gpus(stage: str, resources: Mapping[str, Any]) -> None:
-    """Whoever has a GPU and does not know the setting would only see a stage that is slow."""
-    shares = {key: value for key, value in resources.items() if key.startswith("gpus_per_")}
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    if stage in _LARGE_MODELS and num_gpus and not any(shares.values()):
-        log.info("%-9s computes on CPUs (%s.%s is 0); Ray has %g GPUs", stage, stage, min(shares), num_gpus)
+def say_unused_gpus(config: RunConfig, stage: str) -> None:
+    """Whoever has a GPU and does not know the setting would only see a stage, or a server, that is slow."""
+    num_gpus = sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    shares = {key: value for key, value in config.section(stage).model_dump().items() if key.startswith("gpus_per_")}
+    if not num_gpus or not _computes(config, stage):
+        return
+    for key in (key for key, value in shares.items() if not value):
+        log.info("%-9s computes on CPUs where %s.%s is 0; Ray has %g GPUs", stage, stage, key, num_gpus)
+
+
+def _computes(config: RunConfig, stage: str) -> bool:
+    """With a model of ours, in workers that have a setting of the stage's own for GPUs."""
+    is_idle = {
+        "generate": ":" in config.generate.backend,
+        "reference": config.reference.logprobs != "compute",
+        "step_label": config.step_label.method != "confidence",
+    }
+    return not is_idle.get(stage, False)

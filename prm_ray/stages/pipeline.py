@@ -105,7 +105,7 @@ def run_stage(config: RunConfig, stage: str) -> dict[str, Any]:
         from prm_ray.stages.gpus import say_unused_gpus
 
         start_ray(config)
-        say_unused_gpus(stage, config.resources(stage))
+        say_unused_gpus(config, stage)
     resumed = folder.path.is_dir()
     folder.begin(identity, _defaults(config, stage), _attempts.get(config.run.dir))
     assert folder.attempt is not None

@@ -112,15 +112,19 @@ async def _search(
 
 
 async def start_pools(generators: Generators, scorers: Scorers, section: SearchSection) -> None:
-    """Of those that share GPUs the scorers start first, then one engine after the other, and all before any works.
+    """Those that share GPUs start one after the other, all before any works, and the larger parts first: the small ones
+    fit beside them.
 
     What others take of a GPU while vLLM starts there it counts as its own: it has so much less for its cache, for good.
     """
     if not _is_part(section.gpus_per_generator):
         await asyncio.gather(generators.start(), scorers.start())
         return
+    if section.gpus_per_generator >= section.gpus_per_scorer:
+        await generators.start(in_turn=True)
     await scorers.start(in_turn=_is_part(section.gpus_per_scorer))
-    await generators.start(in_turn=True)
+    if section.gpus_per_generator < section.gpus_per_scorer:
+        await generators.start(in_turn=True)
 
 
 def _is_part(gpus: float) -> bool:

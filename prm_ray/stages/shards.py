@@ -31,9 +31,9 @@ from prm_ray.tables import StageFolder, count_failures
 
 _MAX_STARTS = 4
 """Starts of one shard within one run; a shard that ends its worker each time must not do so for ever."""
-_MAX_FAILED_STARTS = 3
-"""Workers that may die one after the other while they are made, and are replaced: one machine of many may be short of
-something for a moment. An engine that starts nowhere ends the stage with the next one."""
+_MAX_FAILED_STARTS = 2
+"""Of each worker, which may die so often while it is made and is replaced: a machine may be short of something for a
+moment. Ray counts those of all together, in a row; an engine that starts nowhere ends the stage with the next one."""
 _LISTED_WITHIN_SECONDS, _LOOK_AGAIN_SECONDS = 70.0, 1.0
 _NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
@@ -56,7 +56,7 @@ def map_shards(
     name: str,
     num_workers: int,
     num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
+    num_gpus: float | None = None,
     concurrency: int = 1,
     max_starts: int = _MAX_STARTS,
 ) -> list[ShardStats]:
@@ -66,6 +66,7 @@ def map_shards(
     `ShardStats`. It may be `async`; then up to `concurrency` shards run at the same time on one worker. A worker that
     dies is started anew and its shard redone, `max_starts` times; an exception in it ends the stage (a `UserError` as
     itself). One that fails while it is made is replaced, unless that happens again and again and none starts meanwhile.
+    With `num_gpus` 0 it sees none; without, all of its machine, which it shares with whoever has been given them.
     Raises `EngineError` if RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S is set and for so long no shard ends, or if a part
     is not there in the end.
     """
@@ -75,14 +76,15 @@ def map_shards(
         log.info("%s: %d of %d shards are already there", name, num_shards - len(shards), num_shards)
     if not shards:
         return []
-    check_room(Wanted(name, num_cpus, num_gpus))
+    check_room(Wanted(name, num_cpus, num_gpus or 0))
+    num_workers = min(num_workers, len(shards))
     is_async = inspect.iscoroutinefunction(worker_class.__call__)
-    dataset = _dataset(shards).map_batches(
+    dataset = _dataset(shards, num_workers).map_batches(
         _AsyncShardCalls if is_async else _ShardCalls,
-        fn_constructor_args=[folder, worker_class, worker_kwargs, max_starts],
+        fn_constructor_args=[folder, worker_class, worker_kwargs, max_starts, num_gpus == 0],
         batch_size=1,
         compute=ActorPoolStrategy(
-            size=min(num_workers, len(shards)),
+            size=num_workers,
             max_tasks_in_flight_per_actor=concurrency,
             max_concurrent_calls_per_actor=concurrency,
         ),
@@ -110,7 +112,7 @@ def check_all_there(folder: StageFolder, num_shards: int, name: str) -> None:
         time.sleep(_LOOK_AGAIN_SECONDS)
 
 
-def _dataset(shards: list[int]) -> ray.data.Dataset:
+def _dataset(shards: list[int], num_workers: int) -> ray.data.Dataset:
     """One block a shard; Ray Data's own progress bars and plans are off, the driver shows ours."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -120,7 +122,7 @@ def _dataset(shards: list[int]) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
-    context.max_consecutive_actor_init_deaths = _MAX_FAILED_STARTS
+    context.max_consecutive_actor_init_deaths = _MAX_FAILED_STARTS * num_workers
     if _NO_PROGRESS not in os.environ:  # Ray's half an hour is less than a large shard, or a GPU's coming, may take
         context.execution_no_progress_timeout_s = -1
     return ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards))
@@ -174,10 +176,18 @@ class _ShardCalls:
     A `UserError` travels as a row, because Ray Data keeps only the text of an exception's cause.
     """
 
-    def __init__(self, folder: StageFolder, worker_class: type, worker_kwargs: dict[str, Any], max_starts: int):
+    def __init__(
+        self,
+        folder: StageFolder,
+        worker_class: type,
+        worker_kwargs: dict[str, Any],
+        max_starts: int,
+        hides_gpus: bool = False,
+    ):
         self._folder, self._max_starts = folder, max_starts
         self._user_error = ""
-        keep_to_own_gpus()
+        if hides_gpus:
+            keep_to_own_gpus()
         try:
             self._worker = worker_class(**worker_kwargs)
         except UserError as error:

@@ -48,7 +48,7 @@ def new_folder(name, stage):
     return folder
 
 ray.init(address="local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
-for num_gpus in (0.0, 2.0):
+for num_gpus in (0.0, 2.0, None):
     folder = new_folder(f"of-{num_gpus}", "generate")
     map_shards(folder, 1, Worker, {"folder": folder}, name="generate", num_workers=1, num_gpus=num_gpus)
     print("shards:", folder.read_part(0)[0]["prompt_id"])
@@ -70,5 +70,5 @@ def test_a_worker_sees_the_gpus_it_asked_for_and_no_others(tmp_path: Path):
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=480)
     lines = [line for line in ended.stdout.splitlines() if line.startswith(("shards", "actor", "training"))]
-    assert [line.partition(": ")[2].count(",") for line in lines] == [0, 1, 0, 0, 0], ended.stdout + ended.stderr
-    assert [line.endswith(": ") for line in lines] == [True, False, True, False, True], ended.stdout
+    assert [line.partition(": ")[2].count(",") for line in lines] == [0, 1, 0, 0, 0, 0], ended.stdout + ended.stderr
+    assert [line.endswith(": ") for line in lines] == [True, False, False, True, False, True], ended.stdout

@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -144,8 +145,9 @@ def test_a_shard_that_kills_every_worker_ends_the_stage(folder: StageFolder):
 
 
 def test_a_worker_that_does_not_start_is_replaced_and_the_stage_goes_on(
-    folder: StageFolder, caplog: pytest.LogCaptureFixture
+    folder: StageFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(logging.getLogger("prm_ray"), "propagate", True)
     assert len(work(folder, "is sick once", num_workers=3)) == 4 and folder.finished_parts() == [0, 1, 2, 3]
     (said,) = [message for message in caplog.messages if "did not start" in message]
     assert said.endswith("another one does in its place: prm_ray.errors.EngineError: the GPU does not answer")
@@ -178,8 +180,10 @@ def test_more_than_any_machine_has_is_refused_and_not_waited_for(folder: StageFo
 
 
 def test_a_worker_with_a_gpu_has_a_cpu_too_and_ray_warns_of_nothing(tmp_path: Path):
-    done = subprocess.run([sys.executable, "-c", GPU_STAGE, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "1 CPU, 1 GPU\n" and "experimental" not in done.stderr
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", GPU_STAGE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "1 CPU, 1 GPU\n" and "experimental" not in done.stderr, done.stdout + done.stderr
 
 
 def test_a_shard_may_take_as_long_as_it_likes_unless_a_limit_is_set(

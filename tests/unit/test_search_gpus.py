@@ -98,9 +98,10 @@ def notes_of_a_start(generator_dies: int = 0, **settings: Any) -> list[str]:
 def test_of_those_that_share_a_gpu_nobody_loads_while_an_engine_starts():
     """What another loads then is taken from the engine's cache for good."""
     scorers, generator = ["scorer loads", "scorer is up"] * 2, ["generator loads", "generator is up"]
-    assert notes_of_a_start(gpus_per_generator=0.4, gpus_per_scorer=0.1) == scorers + generator * 2
+    assert notes_of_a_start(gpus_per_generator=0.4, gpus_per_scorer=0.1) == generator * 2 + scorers
+    assert notes_of_a_start(gpus_per_generator=0.1, gpus_per_scorer=0.4) == scorers + generator * 2
     again = ["generator loads", *generator]
-    assert notes_of_a_start(generator_dies=1, gpus_per_generator=0.4, gpus_per_scorer=0.1) == scorers + again * 2
+    assert notes_of_a_start(generator_dies=1, gpus_per_generator=0.4, gpus_per_scorer=0.1) == again * 2 + scorers
 
 
 @pytest.mark.parametrize("gpus", [0, 1])

@@ -96,6 +96,7 @@ def test_what_was_refused_before_anything_was_made_pins_no_settings(
         raise UserError("a generator of search needs 1 GPU")
 
     monkeypatch.setattr("prm_ray.stages.cluster.start_ray", lambda config: None)
+    monkeypatch.setattr("prm_ray.stages.gpus.say_unused_gpus", lambda *_: None)
     monkeypatch.setattr(search, "run", refuse)
     first = run_to_search(tmp_path, tiny_model, 4, sizes=[8])
     other = first.model_copy(update={"search": first.search.model_copy(update={"sizes": [4]})})

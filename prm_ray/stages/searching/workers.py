@@ -166,16 +166,19 @@ class ScorerWorker(_ActorWorker):
 
 
 def wanted_workers(section: SearchSection) -> list[Wanted]:
-    """What must have room together: on CPUs one of each kind. Of those on GPUs all, for whoever is there first may
-    leave the other kind no GPU.
+    """What must have room together, lest the search wait for ever: one of each kind, as it begins with the first of
+    each. But all where both are on GPUs, for the first ones may leave the other kind none; and all generators that
+    have a part of a GPU, as those start in turn.
     """
+    generators, scorers = section.gpus_per_generator, section.gpus_per_scorer
+    all_of_both = bool(generators and scorers)
     kinds = [
-        ("generator", section.num_generators, section.gpus_per_generator),
-        ("scorer", section.num_scorers, section.gpus_per_scorer),
+        ("generator", generators, section.num_generators if all_of_both or 0 < generators < 1 else 1),
+        ("scorer", scorers, section.num_scorers if all_of_both else 1),
     ]
     return [
-        Wanted(f"a {kind} of search (search.num_{kind}s, search.gpus_per_{kind})", _CPUS, gpus, number if gpus else 1)
-        for kind, number, gpus in kinds
+        Wanted(f"a {kind} of search (search.num_{kind}s, search.gpus_per_{kind})", _CPUS, gpus, number)
+        for kind, gpus, number in kinds
     ]
 
 
