@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from prm_ray.errors import StorageError, UserError
+from prm_ray.errors import StorageError, UserError, with_causes
 from prm_ray.storage import error_number
 
 _PASSING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
@@ -31,7 +30,7 @@ def not_loaded(what: str, error: BaseException, name: str | Path | None = None) 
 
 def _passing_cause(error: BaseException) -> BaseException | None:
     """The first error in the chain that says whether it lasts, if it does not."""
-    for each in _chain(error):
+    for each in with_causes(error):
         status = getattr(getattr(each, "response", None), "status_code", None)
         types = {kind.__name__ for kind in type(each).__mro__}
         if status is not None:
@@ -41,12 +40,6 @@ def _passing_cause(error: BaseException) -> BaseException | None:
         if types & _PASSING_TYPES or error_number(each) in _PASSING_NUMBERS:
             return each
     return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def why_not(name: str | Path, error: BaseException) -> str:

@@ -1,5 +1,9 @@
 """The kinds of failure a user can cause or must know about; plain subclasses, so they survive pickling by Ray."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Bad input. The message is one line: the thing, its value, what it must be. The CLI prints it and exits with 2."""
@@ -24,3 +28,15 @@ class StorageError(RuntimeError):
 
 class TakenOverError(RuntimeError):
     """Another start of the same run works on a stage in place of this one, or has removed its folder."""
+
+
+def with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then each that it was raised from or that was being handled meanwhile, and so on; each once."""
+    left: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
+    while left:
+        each = left.pop()
+        if each is not None and not any(each is other for other in seen):
+            seen.append(each)
+            left += [each.__context__, each.__cause__]
+            yield each

@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from prm_ray.errors import with_causes
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -240,13 +242,6 @@ def _without_tensors(error: Exception) -> Exception:
 
     Of a pass that a GPU had no memory for that is all it had computed, and the jobs are about to be tried again there.
     """
-    causes: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while causes:
-        each = causes.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
+    for each in with_causes(error):
         traceback.clear_frames(each.__traceback__)
-        causes += [each.__cause__, each.__context__]
     return error

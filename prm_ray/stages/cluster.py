@@ -1,4 +1,4 @@
-"""The one place that starts or joins Ray."""
+"""The one place that starts or joins Ray, and sees that there is room on it."""
 
 from __future__ import annotations
 

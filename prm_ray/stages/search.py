@@ -12,6 +12,7 @@ import math
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from prm_ray.answers import Judge
@@ -120,11 +121,12 @@ async def start_pools(generators: Generators, scorers: Scorers, section: SearchS
     if not _is_part(section.gpus_per_generator):
         await asyncio.gather(generators.start(), scorers.start())
         return
-    if section.gpus_per_generator >= section.gpus_per_scorer:
-        await generators.start(in_turn=True)
-    await scorers.start(in_turn=_is_part(section.gpus_per_scorer))
-    if section.gpus_per_generator < section.gpus_per_scorer:
-        await generators.start(in_turn=True)
+    shares: list[tuple[float, Generators | Scorers]] = [
+        (section.gpus_per_generator, generators),
+        (section.gpus_per_scorer, scorers),
+    ]
+    for share, pool in sorted(shares, key=itemgetter(0), reverse=True):
+        await pool.start(in_turn=_is_part(share))
 
 
 def _is_part(gpus: float) -> bool:

@@ -182,7 +182,7 @@ class _ShardCalls:
         worker_class: type,
         worker_kwargs: dict[str, Any],
         max_starts: int,
-        hides_gpus: bool = False,
+        hides_gpus: bool,
     ):
         self._folder, self._max_starts = folder, max_starts
         self._user_error = ""

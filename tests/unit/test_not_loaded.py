@@ -25,9 +25,10 @@ import sys
 from huggingface_hub.utils import _http
 _http.time.sleep = lambda seconds: None  # between the tries of the hub's client
 from prm_ray import models
+from prm_ray.errors import StorageError, UserError
 try:
     models.load_tokenizer("owner/name")
-except Exception as error:
+except (StorageError, UserError) as error:
     print(type(error).__name__, error)
 """
 
@@ -91,13 +92,9 @@ def test_a_disk_that_is_full_or_away_is_no_bad_input(tiny_model: str, monkeypatc
 
 
 def raised_from(cause: Exception) -> OSError:
-    try:
-        try:
-            raise cause
-        except Exception as error:
-            raise OSError("it does not load") from error
-    except OSError as error:
-        return error
+    error = OSError("it does not load")
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize("cause", [httpx.ReadTimeout("late"), requests.ReadTimeout("late"), TimeoutError("late")])

@@ -62,12 +62,12 @@ def test_starts_of_a_shard_are_counted_over_all_machines(
     for _ in range(4):
         at_next_machine(tmp_path, monkeypatch)
         with pytest.raises(Died):
-            _ShardCalls(folder, Killer, {"folder": folder}, 4)(batch)
+            _ShardCalls(folder, Killer, {"folder": folder}, 4, False)(batch)
     at_next_machine(tmp_path, monkeypatch)
     assert left_in(folder)
     with pytest.raises(EngineError, match="shard 3 of generate killed its worker 4 times"):
-        _ShardCalls(folder, Killer, {"folder": folder}, 4)(batch)
-    _ShardCalls(folder, Killer, {"folder": folder, "well": True}, 9)(batch)
+        _ShardCalls(folder, Killer, {"folder": folder}, 4, False)(batch)
+    _ShardCalls(folder, Killer, {"folder": folder, "well": True}, 9, False)(batch)
     assert not left_in(folder) and folder.finished_parts() == [3]
 
 

@@ -122,7 +122,10 @@ def test_a_server_without_room_for_its_replicas_is_refused(
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_server_that_has_room_is_let_in(machines: Machines):
+def test_a_server_that_has_room_is_let_in(machines: Machines, monkeypatch: pytest.MonkeyPatch):
+    let_in: list[RunConfig] = []
+    monkeypatch.setattr(server, "claim_cluster", let_in.append)
     for gpus, settings in [(0, {}), (1, {"serve": {"gpus_per_replica": 0.5, "num_replicas": 2}})]:
         machines(gpus)
         server._start_ray(RunConfig.model_validate(settings), 1)
+    assert len(let_in) == 2
