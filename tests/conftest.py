@@ -1,5 +1,6 @@
 """Environment of every test process, set before anything imports Ray, torch or vLLM."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,15 @@ from tests.tiny import save_tiny_model  # noqa: E402
 # a busy machine is no failure, and no change fails by an example that came up by chance
 hypothesis.settings.register_profile("prm_ray", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("prm_ray")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log() -> Iterator[None]:
+    """A command that runs in the test's own process sets its log up on a stderr that is the test's."""
+    yield
+    log = logging.getLogger("prm_ray")
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def _train(plan: FitPlan) -> None:
         os.chdir(plan.working_dir)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    set_threads_beside(context.get_local_world_size())
+    set_threads_beside(context.get_local_world_size(), num_workers)
     fence = _Fence(plan.folder)
     fence.check()  # of an attempt that was taken over the files are gone, and its workers start again for that
     section, data, workspace = plan.section, plan.make_data(), plan.folder.shared_workspace

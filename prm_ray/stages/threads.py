@@ -64,11 +64,15 @@ def set_threads(num_workers: int) -> None:
     torch.set_num_threads(share_of_cores(num_workers))
 
 
-def set_threads_beside(num_here: int) -> None:
-    """The same of one of `num_here` workers that are known to be on this machine."""
+def set_threads_beside(num_here: int, num_workers: int) -> None:
+    """The same of one of `num_here` workers that are known to be on this node, of `num_workers` in all.
+
+    Where several nodes are one machine, more of them may be beside it than its node knows of.
+    """
     import torch
 
-    torch.set_num_threads(_share(num_here, _nodes()))
+    nodes = _nodes()
+    torch.set_num_threads(_share(max(num_here, _at_most_here(num_workers, nodes)), nodes))
 
 
 def share_of_cores(num_workers: int) -> int:
@@ -77,7 +81,12 @@ def share_of_cores(num_workers: int) -> int:
     Of workers that need GPUs it may be too much, where only some machines have them: there few threads are busy.
     """
     nodes = _nodes()
-    return _share(math.ceil(num_workers / max(1, num_machines(nodes))), nodes)
+    return _share(_at_most_here(num_workers, nodes), nodes)
+
+
+def _at_most_here(num_workers: int, nodes: Sequence[Node]) -> int:
+    """Of workers that are spread evenly."""
+    return math.ceil(num_workers / max(1, num_machines(nodes)))
 
 
 def num_machines(nodes: Sequence[Node]) -> int:

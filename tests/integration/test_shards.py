@@ -1,5 +1,4 @@
 import asyncio
-import logging
 import os
 import subprocess
 import sys
@@ -145,9 +144,8 @@ def test_a_shard_that_kills_every_worker_ends_the_stage(folder: StageFolder):
 
 
 def test_a_worker_that_does_not_start_is_replaced_and_the_stage_goes_on(
-    folder: StageFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: StageFolder, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(logging.getLogger("prm_ray"), "propagate", True)
     assert len(work(folder, "is sick once", num_workers=3)) == 4 and folder.finished_parts() == [0, 1, 2, 3]
     (said,) = [message for message in caplog.messages if "did not start" in message]
     assert said.endswith("another one does in its place: prm_ray.errors.EngineError: the GPU does not answer")

@@ -1,6 +1,5 @@
 """Workers that have no room are said in one line and not waited for, on machines that are made up."""
 
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -56,7 +55,6 @@ def test_parts_of_a_gpu_lie_on_one(machines: Machines):
 def test_a_cluster_may_grow(machines: Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     machines(1)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(logging.getLogger("prm_ray"), "propagate", True)
     check_room(Wanted("a generator", 1, 1), Wanted("a scorer", 1, 0.5, 2))
     assert [message for message in caplog.messages if "room" in message or "machines have" in message] == [
         "a generator needs 1 CPUs and 1 GPUs on one machine, at the same time a scorer needs 1 CPUs and 0.5 GPUs on "

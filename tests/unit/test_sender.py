@@ -251,7 +251,6 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_or_stop_it(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Jobs, "follow", interrupted)
-    monkeypatch.setattr(submitting_sender.log, "propagate", True)
     caplog.set_level("INFO")
     cluster = Cluster()
     with pytest.raises(SystemExit) as exit_info:

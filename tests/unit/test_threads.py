@@ -59,14 +59,20 @@ def test_workers_share_only_with_those_on_their_machine(
     assert Threads(num_workers).count() == share
 
 
-@pytest.mark.parametrize(("num_here", "number"), [(1, 16), (4, 4), (20, 1)])
+ONE_MACHINE = [node("a", "10.0.0.3", 8), node("b", "10.0.0.3", 8)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_here", "num_workers", "number"),
+    [(NODES, 1, 2, 16), (NODES, 4, 4, 4), (NODES, 20, 20, 1), (ONE_MACHINE, 1, 2, 8), (ONE_MACHINE, 2, 4, 4)],
+)
 def test_workers_known_to_be_here_share_the_machine(
-    monkeypatch: pytest.MonkeyPatch, num_here: int, number: int
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, Any]], num_here: int, num_workers: int, number: int
 ) -> None:
-    cluster(monkeypatch, NODES, "b", num_cores=32)
+    cluster(monkeypatch, nodes, "b", num_cores=32)
     before = torch.get_num_threads()
     try:
-        set_threads_beside(num_here)
+        set_threads_beside(num_here, num_workers)
         assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
