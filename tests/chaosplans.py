@@ -87,6 +87,8 @@ STAGES = {
 }
 _LATEST = 0.6
 """Share of a stage up to which it is killed: what comes before the kill takes a moment too."""
+_LATEST_ALONE = 0.4
+"""Where the end of a run's only stage would come too soon behind the last kill."""
 
 
 @dataclass(frozen=True)
@@ -140,5 +142,6 @@ def plan_of_one(name: str, stage: Stage, victims: Sequence[str], rng: random.Ran
     """Kills of one stage, one after the other."""
     moments = [(number + rng.random()) / len(victims) for number in range(len(victims))]
     return [
-        Kill(name, victim, int(moment * _LATEST * stage.size)) for victim, moment in zip(victims, moments, strict=True)
+        Kill(name, victim, int(moment * _LATEST_ALONE * stage.size))
+        for victim, moment in zip(victims, moments, strict=True)
     ]

@@ -21,7 +21,7 @@ from tests.chaosplans import STAGES, WITH_THE_JOB, Kill, Outcome, Stage
 from tests.clusters import Begun, SmallCluster
 from tests.processes import NODE, marked
 
-_PATIENCE_SECONDS = 600
+_PATIENCE_SECONDS = 2400
 _NUM_NODES = 2
 _OF_JOBS = ("-m prm_ray", "ray::MapWorker", "ray::RayTrain", "ray::TrainController", "ray::JobSupervisor")
 _OF_JOBS += ("ray::GeneratorActor", "ray::ScorerActor", "VLLM::")

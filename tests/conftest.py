@@ -45,12 +45,15 @@ hypothesis.settings.load_profile("prm_ray")
 
 
 @pytest.fixture(autouse=True)
-def _fresh_log() -> Iterator[None]:
-    """A command that runs in the test's own process sets its log up on a stderr that is the test's."""
+def _fresh_process() -> Iterator[None]:
+    """A command that runs in the test's own process sets its log up on a stderr that is the test's, and a worker's
+    class the number of threads."""
     yield
     log = logging.getLogger("prm_ray")
     log.handlers, log.propagate = [], True
     log.setLevel(logging.NOTSET)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -52,9 +52,9 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
         time.sleep(0.05)
 
 
-def kill_when(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def kill_when(driver: subprocess.Popen, condition: Callable[[], bool], seconds: float = 600) -> None:
     """SIGKILL the driver once the condition holds, then what it leaves behind: its own Ray, by pid."""
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
         assert time.monotonic() < deadline, "the condition never came"

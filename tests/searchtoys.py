@@ -99,7 +99,7 @@ def searched(strategy: str, search: ProblemSearch, plan: Plan) -> list[Candidate
 
 def finished(work: Coroutine[Any, Any, list[Candidate]]) -> list[Candidate]:
     async def within_seconds() -> list[Candidate]:
-        return await asyncio.wait_for(work, timeout=20)
+        return await asyncio.wait_for(work, timeout=300)
 
     return asyncio.run(within_seconds())
 

@@ -63,7 +63,7 @@ def test_training_that_cannot_store_a_checkpoint_says_so_and_goes_on_with_the_sa
     run = begin(config, tmp_path / "run.json")
     wait_until(lambda: len(losses(folder)) >= 6 or run.poll() is not None, 400, "sixth step")
     fill(disk, filler)
-    _, said = run.communicate(timeout=600)
+    _, said = run.communicate(timeout=2400)
     assert run.returncode == 1, said[-5000:]
     last = said.splitlines()[-1]
     assert last.startswith("prm-ray: error: ") and "cannot be written: No space left on device; make room there" in last
@@ -71,11 +71,11 @@ def test_training_that_cannot_store_a_checkpoint_says_so_and_goes_on_with_the_sa
     assert 6 <= before < NUM_STEPS, "the run was over before the disk was full"
     filler.unlink()
     run = begin(config, tmp_path / "run.json")
-    _, said = run.communicate(timeout=600)
+    _, said = run.communicate(timeout=2400)
     assert run.returncode == 0, said[-5000:]
     whole = tiny_config(tmp_path / "whole", tiny_model, train=TRAINING)
     finish_up_to_training(whole)
-    assert begin(whole, tmp_path / "whole.json").wait(600) == 0
+    assert begin(whole, tmp_path / "whole.json").wait(2400) == 0
     assert losses(folder) == losses(StageFolder(whole.run.dir, "train"))
 
 
@@ -85,7 +85,7 @@ def test_training_on_a_machine_whose_own_disk_has_no_room_for_a_checkpoint_says_
     finish_up_to_training(config)
     with memory_disk(tmp_path / "own", f"size={LEFT_BYTES}") as own:
         run = begin(config, tmp_path / "run.json", TMPDIR=str(own), RAY_TMPDIR="/tmp")
-        _, said = run.communicate(timeout=600)
+        _, said = run.communicate(timeout=2400)
     assert run.returncode == 1, said[-5000:]
     last = said.splitlines()[-1]
     assert last.startswith(f"prm-ray: error: '{own}") and "cannot be written: No space left on device" in last

@@ -19,7 +19,7 @@ from tests.chaosruns import ChaosRun
 from tests.clusters import SmallCluster
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "4"))  # 32 by `make chaos`
 SEED = int(os.environ.get("PRM_RAY_CHAOS_SEED", "605"))
 ROUNDS = plan(NUM_KILLS, random.Random(SEED))
@@ -85,8 +85,10 @@ def test_what_does_not_end_the_job_needs_nobody():
 def check_told(run: ChaosRun) -> None:
     """A command whose cluster lost its head ends with one line that says what to do."""
     codes, errors = run.deserted(), run.errors()
-    assert set(codes) <= {0, 1} and (run.retries or len(errors) == codes.count(1)), (codes, errors)
-    assert all("submit the same again" in line for line in errors), errors
+    told = [line for line in errors if "submit the same again" in line]
+    assert set(codes) <= {0, 1} and (run.retries or len(told) == codes.count(1)), (codes, errors)
+    unanswered = [line for line in errors if line not in told]  # by a dashboard that is alive, and very busy
+    assert all("answer" in line or "nothing within" in line for line in unanswered), errors
     assert "Traceback" not in run.log.read_text()
 
 

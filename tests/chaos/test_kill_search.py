@@ -21,7 +21,7 @@ from tests.processes import MARK, marked, wait_for_end, wait_until
 from tests.searchruns import check_whole, run_to_kill
 
 NUM_KILLS = min(12, int(os.environ.get("PRM_RAY_CHAOS_KILLS", "6")))  # 12 by `make chaos`
-NUM_PROBLEMS = 6 * (NUM_KILLS + 1)
+NUM_PROBLEMS = 6 * (NUM_KILLS + 3)
 SEED = 7
 ACTORS = {"generator": "ray::GeneratorActor", "scorer": "ray::ScorerActor"}
 
@@ -72,7 +72,7 @@ def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny
     driver = start(config, mark, log)
     victims: Counter[str] = Counter()
     for number in range(NUM_KILLS):
-        wait_for_problem(folder, driver, NUM_PROBLEMS * number // (NUM_KILLS + 1))
+        wait_for_problem(folder, driver, 6 * number)
         assert driver.poll() is None, log.read_text()[-3000:]
         victims[victim := rng.choice(["driver", "generator", "generator", "scorer", "scorer"])] += 1
         if victim != "driver":

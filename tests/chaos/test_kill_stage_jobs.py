@@ -18,7 +18,7 @@ from tests.processes import wait_until
 from tests.searchruns import check_whole, run_to_kill
 from tests.stageruns import run_to_label_steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 IS_WHOLE = "PRM_RAY_CHAOS_KILLS" in os.environ
 NUM_KILLS = int(os.environ.get("PRM_RAY_CHAOS_KILLS", "1"))  # in each stage; all there are by `make chaos`
 SEED = int(os.environ.get("PRM_RAY_CHAOS_SEED", "605"))

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ def start_driver(tmp_path: Path, config, stage: str) -> subprocess.Popen:
 
 def read_metrics(folder: StageFolder) -> list[dict]:
     """Of the attempt that has got farthest."""
-    paths = [*folder.path.glob("attempt-*/metrics.jsonl"), *folder.path.glob("metrics.jsonl")]
-    found = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths if path.is_file()]
+    found = []
+    for path in [*folder.path.glob("attempt-*/metrics.jsonl"), *folder.path.glob("metrics.jsonl")]:
+        with suppress(FileNotFoundError):  # a newer attempt removes an older one's
+            lines = path.read_text().splitlines(keepends=True)
+            found.append([json.loads(line) for line in lines if line.endswith("\n")])
     return max(found, key=len, default=[])
 
 

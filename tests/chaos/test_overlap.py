@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def to_train(run_dir: Path, model: str, **train: Any) -> RunConfig:
 
 
 def train_workers(mark: str) -> list[psutil.Process]:
-    return [process for process in marked(mark) if "RayTrainWorker" in " ".join(process.cmdline())]
+    found = []
+    for process in marked(mark):
+        with suppress(psutil.NoSuchProcess):  # nor is a zombie one
+            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+    return found
 
 
 def test_a_newer_attempt_at_training_goes_on_where_the_older_is_which_ends(

@@ -23,6 +23,7 @@ from prm_ray.stages.costs import read_manifests
 from prm_ray.stages.sampling import sampler_options
 from prm_ray.stages.transformers_sampler import TransformersSampler
 from prm_ray.tables import StageFolder
+from tests.ports import free_port
 from tests.tables_by_hand import tiny_config
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -154,8 +155,9 @@ def test_the_example_prints_a_reward_a_step(finished: RunConfig) -> None:
 
 
 def test_the_demo_ends_with_a_held_out_problem_ranked_by_the_real_server(
-    finished: RunConfig, capsys: pytest.CaptureFixture[str]
+    finished: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server, "free_port", free_port)
     demo.run(finished)
     shown = capsys.readouterr().out
     assert "candidates  4, ranked over HTTP by the sum of their step rewards" in shown

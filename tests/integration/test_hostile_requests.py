@@ -29,7 +29,7 @@ def url(tiny_model: str, other_tiny_model: str) -> Iterator[str]:
 def answers_soon_and_goes_on(url: str) -> Iterator[None]:
     start, memory = time.monotonic(), psutil.Process().memory_info().rss
     yield
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120
     assert psutil.Process().memory_info().rss - memory < 300 * MIB
     assert httpx.post(f"{url}/v1/rewards", json=GOOD, timeout=30).status_code == 200
 

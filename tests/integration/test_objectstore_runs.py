@@ -39,7 +39,7 @@ def begin(tmp_path: Path, run_dir: Path, model: str) -> tuple[RunConfig, subproc
 
 
 def end(run: subprocess.Popen[bytes], tmp_path: Path) -> str:
-    run.wait(timeout=900)
+    run.wait(timeout=2400)
     said = (tmp_path / "said.log").read_text()
     assert run.returncode == 0, said[-5000:]
     return said
@@ -68,7 +68,7 @@ def test_a_run_in_a_bucket_that_is_killed_in_training_makes_what_one_on_a_disk_d
     fs.put(tiny_model, root, recursive=True)
     there, run = begin(tmp_path, bucket / "runs" / "there", str(bucket / "model"))
     training = StageFolder(there.run.dir, "train")
-    kill_when(run, lambda: steps_in(training) >= 8)
+    kill_when(run, lambda: steps_in(training) >= 8, seconds=2400)
     assert not training.is_done(), "training was over before it was killed"
     said = end(begin(tmp_path, bucket / "runs" / "there", str(bucket / "model"))[1], tmp_path)
     assert "train     goes on in s3://" in said

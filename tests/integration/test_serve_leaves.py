@@ -29,8 +29,11 @@ LONG = {
 def serving(run_dir: Path, timeout_seconds: float) -> Iterator[str]:
     room = {"max_candidates": NUM_JOBS, "max_tokens": 10**6, "max_queued_tokens": 10**6}
     config = make_run(run_dir, timeout_seconds=timeout_seconds, **room)
-    yield server.start(config.model_copy(update={"score": config.score.model_copy(update={"token_budget": 1})}))
-    server.stop()
+    url = server.start(config.model_copy(update={"score": config.score.model_copy(update={"token_budget": 1})}))
+    try:
+        yield url
+    finally:
+        server.stop()
 
 
 def num_batches() -> int:

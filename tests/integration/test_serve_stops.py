@@ -63,8 +63,7 @@ def test_told_a_second_time_it_waits_for_no_request(tmp_path: Path) -> None:
             asked = pool.submit(call, f"{url}/v1/chat/completions", {"messages": messages})
             silent.accept()
             process.send_signal(signal.SIGINT)
-            while "are answered first" not in log.read_text() and process.poll() is None:
-                time.sleep(0.05)
+            wait_until(lambda: "are answered first" in log.read_text() or process.poll() is not None, 240, "word of it")
             process.send_signal(signal.SIGINT)
             assert process.wait(240) in (0, 130)
         finally:
@@ -73,7 +72,7 @@ def test_told_a_second_time_it_waits_for_no_request(tmp_path: Path) -> None:
         with suppress(urllib.error.URLError, OSError):  # Serve's proxy may be gone already
             assert asked.result().status == 503
     assert "stopped before all requests were answered (KeyboardInterrupt)" in log.read_text()
-    assert "failed to shut down" not in log.read_text() and "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @serve.deployment
@@ -111,7 +110,7 @@ def _rewards(url: str, problem: str) -> Reply | None:
 def _begin(folder: Path, *overrides: str) -> tuple[str, subprocess.Popen[bytes]]:
     """The server's address, and its process; what it says goes to `log`."""
     section = make_run(folder).serve
-    words = [sys.executable, "-m", "prm_ray.cli", "serve", str(folder / "run.toml"), f"run.dir={folder}"]
+    words = [sys.executable, "-m", "prm_ray", "serve", str(folder / "run.toml"), f"run.dir={folder}"]
     with (folder / "log").open("w") as file:
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         words += [f"serve.port={section.port}", *overrides]

@@ -86,10 +86,10 @@ def test_a_checkpoint_of_two_sharded_workers_is_continued_by_one_and_by_three(
     folder = StageFolder(two.run.dir, "train")
     words = ["two.json", "train.num_workers=2", "train.parallel=fsdp"]
     waiting = client.start("submit", "train", *words, "--submission-id", "two")
-    wait_until(lambda: len(read_metrics(folder)) >= NUM_STEPS // 3 or waiting.poll() is not None, 400, "third of it")
+    wait_until(lambda: len(read_metrics(folder)) >= NUM_STEPS // 3 or waiting.poll() is not None, 900, "third of it")
     stop_at_once(cluster, "two")
     assert client.run("stop", "two").returncode == 0
-    waiting.communicate(timeout=400)
+    waiting.communicate(timeout=900)
     begun = [line["step"] for line in read_metrics(folder)]
     assert begun[-1] < NUM_STEPS and not folder.is_done(), "it was through before it was stopped"
     for number in (1, 3):
@@ -125,7 +125,7 @@ def test_training_takes_the_workers_there_is_room_for_and_goes_on_with_those_tha
     folder = StageFolder(tmp_path / "elastic", "train")
     settings = [f"train.num_workers={NUM_NODES + 1}", "train.min_workers=1", "train.parallel=fsdp"]
     waiting = client.start("submit", "train", "elastic.json", *settings)
-    wait_until(lambda: len(read_metrics(folder)) >= NUM_STEPS // 3 or waiting.poll() is not None, 400, "third of it")
+    wait_until(lambda: len(read_metrics(folder)) >= NUM_STEPS // 3 or waiting.poll() is not None, 900, "third of it")
     cluster.kill_node(cluster.nodes[-1])
     out, err = waiting.communicate(timeout=600)
     assert waiting.returncode == 0, out + err

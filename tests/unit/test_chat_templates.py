@@ -59,7 +59,7 @@ def test_the_client_is_told_what_the_template_says(scorer: Scorer, messages: lis
 
 
 def test_so_is_one_of_the_gateway_whose_reward_model_refuses(scorer: Scorer) -> None:
-    gateway = Gateway(Whole(), 4, None, 10.0)
+    gateway = Gateway(Whole(), 4, None, 600.0)
     body = {"messages": [USER, USER]}
     (reply,) = asyncio.run(asked(tiny_api({"demo": scorer}, gateway=gateway), post("/v1/chat/completions", body)))
     assert reply.status_code == 422 and "Roles must alternate" in reply.json()["error"]["message"]

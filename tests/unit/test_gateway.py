@@ -31,11 +31,14 @@ class ScriptedGenerator(BaseHTTPRequestHandler):
 
     script: Any
     bodies: list[dict[str, Any]]
+    lock = threading.Lock()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).bodies.append(body)
-        status, reply = type(self).script(len(self.bodies) - 1, body)
+        with self.lock:
+            self.bodies.append(body)
+            number = len(self.bodies) - 1
+        status, reply = type(self).script(number, body)
         content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -119,7 +122,7 @@ def test_one_users_turn_is_a_problem_and_gets_the_runs_prompt(
     scorer: Scorer, generator: tuple[type[ScriptedGenerator], str]
 ) -> None:
     handler, url = generator
-    gateway = Gateway(HttpGenerator(url), 4, None, 10.0, PromptSection(system="Calculate."))
+    gateway = Gateway(HttpGenerator(url), 4, None, 600.0, PromptSection(system="Calculate."))
     question = {"role": "user", "content": PROBLEM}
     chats = ([question], [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}, question])
     calls = [post("/v1/chat/completions", {"messages": chat}) for chat in chats]
@@ -160,7 +163,7 @@ def test_answers_vote_together_where_the_runs_judge_takes_them_for_one(
     handler, url = generator
     waiting = iter(texts)
     handler.script = staticmethod(lambda _, body: (200, completion([next(waiting) for _ in range(body["n"])])))
-    gateway = Gateway(HttpGenerator(url), 5, None, 10.0, judge=judge)
+    gateway = Gateway(HttpGenerator(url), 5, None, 600.0, judge=judge)
     prm = {"vote": "majority", "return_candidates": True, "strategy": strategy}
     request = {"messages": [{"role": "user", "content": PROBLEM}], "prm": prm}
     (reply,) = asyncio.run(asked(tiny_api({"demo": scorer}, gateway=gateway), post("/v1/chat/completions", request)))

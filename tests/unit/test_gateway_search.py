@@ -33,7 +33,7 @@ def toy(tiny_model: str) -> ToySteps:
     return ToySteps(load_tokenizer(tiny_model))
 
 
-def gateway(steps: Any = None, generator: Any = None, seconds: float = 20.0, by_tokens: bool = True) -> Gateway:
+def gateway(steps: Any = None, generator: Any = None, seconds: float = 600.0, by_tokens: bool = True) -> Gateway:
     reading = frozenset({"demo"} if by_tokens else ())
     return Gateway(generator or Whole(), 8, r"(\d+)\s*\Z", seconds, steps=steps, reads_tokens=reading)
 

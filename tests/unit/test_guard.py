@@ -174,7 +174,8 @@ def test_a_key_stores_no_secret(key_file: tuple[Path, str]) -> None:
     assert key not in path.read_text() and len(key) > 40 and new_key("a")[0] != new_key("a")[0]
 
 
-def test_a_key_has_its_rate(key_file: tuple[Path, str]) -> None:
+def test_a_key_has_its_rate(key_file: tuple[Path, str], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prm_ray.serve.guard.time", clock)
     path, key = key_file
     path.write_text(path.read_text().rstrip() + " 12\n")
     guard = Guard(APP, LIMITS, KeyRing(path))

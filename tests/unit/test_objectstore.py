@@ -182,6 +182,7 @@ def test_a_part_in_a_store_that_is_away_is_not_called_damaged(bucket: Path):
         ),
     ],
 )
+@pytest.mark.usefixtures("s3")
 def test_what_cannot_be_there_is_refused_in_one_line(tmp_path: Path, work: Callable[[Path], object], message: str):
     path = tmp_path / "run.toml"
     path.write_text("")

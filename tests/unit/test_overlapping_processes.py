@@ -1,6 +1,7 @@
 """Attempts at one stage that overlap, as two real processes."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,8 +85,12 @@ def test_a_process_whose_folder_is_cleared_ends_with_one_line(scored: RunConfig,
     (older,) = start(tmp_path, 2.0)
     folder = StageFolder(scored.run.dir, "rerank")
     wait_until(folder.finished_parts, 600, "part")
-    folder.clear()
-    newer = run_stage(scored, "rerank")
+    older.send_signal(signal.SIGSTOP)  # else it may look between the two, and cannot say who has begun anew
+    try:
+        folder.clear()
+        newer = run_stage(scored, "rerank")
+    finally:
+        older.send_signal(signal.SIGCONT)
     parts = {index: folder.part_path(index).stat().st_mtime_ns for index in folder.finished_parts()}
     assert older.wait(timeout=600) == 1
     assert older.stderr is not None

@@ -193,6 +193,7 @@ def test_a_scorer_with_a_cache_gives_the_same_rewards_for_fewer_tokens(tiny_mode
 def test_an_adapter_and_its_base_have_a_cache_each(tiny_model: str) -> None:
     pytest.importorskip("peft")
     adapted = add_adapter(load_model(tiny_model, "float32"), AdapterSettings(rank=2, alpha=4), seed=0).eval()
+    torch.manual_seed(1)
     for name, weight in adapted.named_parameters():
         torch.nn.init.normal_(weight) if "lora_B" in name else None
     tokenizer = load_tokenizer(tiny_model)

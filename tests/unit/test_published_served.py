@@ -74,7 +74,7 @@ def test_a_conversation_is_refused_with_what_to_send_in_its_place(tmp_path: Path
     """math_shepherd is published without a chat template, by which its parts could be told."""
     facts = {"demo": FACTS("demo", reward=style, with_reference=False)}
     scorer = load(save_published(tmp_path, style), style=style)
-    api = tiny_api({"demo": scorer}, facts=facts, gateway=Gateway(Whole(), 2, None, 5.0))
+    api = tiny_api({"demo": scorer}, facts=facts, gateway=Gateway(Whole(), 2, None, 600.0))
     replies = asyncio.run(asked(api, *(post(*call) for call in CONVERSATIONS)))
     for (path, body), reply in zip(CONVERSATIONS, replies, strict=True):
         error = reply.json()["error"]

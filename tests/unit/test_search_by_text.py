@@ -72,7 +72,7 @@ def test_the_gateway_searches_by_texts_as_by_tokens(scorer: Scorer, tiny_model: 
     went_on: list[list[str]] = []
     for reading in (frozenset({"demo"}), frozenset[str]()):
         toy = ToySteps(load_tokenizer(tiny_model))
-        gateway = Gateway(Whole(), 8, r"(\d+)\s*\Z", 20.0, steps=toy, reads_tokens=reading)
+        gateway = Gateway(Whole(), 8, r"(\d+)\s*\Z", 600.0, steps=toy, reads_tokens=reading)
         prm = {"strategy": "beam", "expand": 4}
         body = {"messages": [{"role": "user", "content": PROBLEM}], "best_of": 16, "seed": seed, "prm": prm}
         api = tiny_api({"demo": scorer}, gateway=gateway, max_candidates=16)

@@ -18,7 +18,10 @@ from prm_ray.core.selection import (
     weighted_vote,
 )
 
-RNG = np.random.default_rng(7)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
 
 
 def test_best_of_n_is_the_highest_and_a_tie_goes_to_the_earlier():
@@ -75,8 +78,8 @@ def test_best_of_two_of_three_by_hand():
 
 
 @pytest.mark.parametrize("n", range(1, 8))
-def test_closed_form_of_best_of_n_equals_all_subsets_with_ties_too(n):
-    rewards, correct = RNG.integers(0, 4, size=7).astype(float), RNG.random(7) < 0.5
+def test_closed_form_of_best_of_n_equals_all_subsets_with_ties_too(n, rng: np.random.Generator):
+    rewards, correct = rng.integers(0, 4, size=7).astype(float), rng.random(7) < 0.5
     picks = [chosen[best_of_n(rewards[list(chosen)])] for chosen in combinations(range(7), n)]
     assert best_of_n_accuracy(rewards, correct, n) == pytest.approx(np.mean(correct[picks]))
 
@@ -100,21 +103,21 @@ def test_best_of_n_with_a_perfect_scorer_is_pass_at_n_and_with_the_worst_one_all
     assert best_of_n_accuracy(-correct.astype(float), correct, n) == pytest.approx(1 - pass_at_k(8, 5, n))
 
 
-def test_closed_form_holds_for_a_thousand_candidates():
+def test_closed_form_holds_for_a_thousand_candidates(rng: np.random.Generator):
     correct = np.arange(1024) < 100
     assert best_of_n_accuracy(np.ones(1024), correct, 1) == pytest.approx(100 / 1024)
-    assert best_of_n_accuracy(RNG.normal(size=1024), np.ones(1024, dtype=bool), 512) == pytest.approx(1.0)
+    assert best_of_n_accuracy(rng.normal(size=1024), np.ones(1024, dtype=bool), 512) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("n", range(1, 7))
-def test_vote_over_a_mask_of_subsets_equals_voting_in_each_of_them(n):
+def test_vote_over_a_mask_of_subsets_equals_voting_in_each_of_them(n, rng: np.random.Generator):
     answers = ["a", None, "b", "a", "b", "c"]
-    weights = RNG.random(6)
+    weights = rng.random(6)
     expected = [
         chosen[weighted_vote([answers[i] for i in chosen], weights[list(chosen)])]
         for chosen in combinations(range(6), n)
     ]
-    members = subsets(6, n, num_subsamples=1000, rng=RNG)
+    members = subsets(6, n, num_subsamples=1000, rng=rng)
     assert vote_picks(answers, np.log(weights), members).tolist() == expected
 
 
@@ -123,27 +126,27 @@ def test_an_answer_judged_right_once_is_right_where_the_judgement_of_its_twin_fa
     assert vote_accuracy(["5", "5", "6"], [False, True, False], np.zeros(3), members) == 1.0
 
 
-def test_subsets_are_all_of_them_if_few_and_random_ones_of_the_right_size_if_many():
-    assert len(subsets(8, 2, 64, RNG)) == 28
-    many = subsets(64, 16, 300, RNG)
+def test_subsets_are_all_of_them_if_few_and_random_ones_of_the_right_size_if_many(rng: np.random.Generator):
+    assert len(subsets(8, 2, 64, rng)) == 28
+    many = subsets(64, 16, 300, rng)
     assert many.shape == (300, 64) and (many.sum(axis=1) == 16).all()
     assert many.mean(axis=0) == pytest.approx(np.full(64, 0.25), abs=0.12)
 
 
-def test_random_subsets_come_close_to_all_subsets():
+def test_random_subsets_come_close_to_all_subsets(rng: np.random.Generator):
     """12 choose 6 is 924 subsets; 400 random ones agree to a few standard errors (0.5 / 20 = 0.025)."""
-    answers = [str(number) for number in RNG.integers(0, 4, size=12)]
+    answers = [str(number) for number in rng.integers(0, 4, size=12)]
     correct = np.array([answer == "0" for answer in answers])
-    exact = vote_accuracy(answers, correct, np.zeros(12), subsets(12, 6, 10_000, RNG))
-    sampled = vote_accuracy(answers, correct, np.zeros(12), subsets(12, 6, 400, RNG))
+    exact = vote_accuracy(answers, correct, np.zeros(12), subsets(12, 6, 10_000, rng))
+    sampled = vote_accuracy(answers, correct, np.zeros(12), subsets(12, 6, 400, rng))
     assert sampled == pytest.approx(exact, abs=0.08)
 
 
-def test_the_order_of_candidates_changes_nothing_when_nothing_is_tied():
-    answers, rewards = ["a", "b", "a", "c", "b", "a"], RNG.normal(size=6)
+def test_the_order_of_candidates_changes_nothing_when_nothing_is_tied(rng: np.random.Generator):
+    answers, rewards = ["a", "b", "a", "c", "b", "a"], rng.normal(size=6)
     correct = np.array([answer == "b" for answer in answers])
-    order = RNG.permutation(6)
-    members = subsets(6, 4, 1000, RNG)
+    order = rng.permutation(6)
+    members = subsets(6, 4, 1000, rng)
     weights = log_vote_weights(rewards, "softmax")
     shuffled = [answers[i] for i in order]
     assert best_of_n_accuracy(rewards[order], correct[order], 4) == pytest.approx(

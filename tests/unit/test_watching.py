@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -108,7 +109,10 @@ def test_what_clients_make_up_is_no_label(scorer: Scorer) -> None:
     assert not re.search("secret|made-up|BREW", str(found))
 
 
-def test_metrics_need_a_key_and_count_rejections_by_its_name(scorer: Scorer, tmp_path: Path) -> None:
+def test_metrics_need_a_key_and_count_rejections_by_its_name(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prm_ray.serve.guard.time", SimpleNamespace(monotonic=lambda: 0.0))
     key, line = new_key("trainer", 12)
     other, other_line = new_key("scraper")
     (tmp_path / "keys").write_text(f"{line}\n{other_line}\n")
