@@ -20,7 +20,7 @@ from prm_ray.tables import StageFolder
 from tests.processes import MARK, marked, wait_for_end, wait_until
 from tests.searchruns import check_whole, run_to_kill
 
-NUM_KILLS = min(12, int(os.environ.get("PRM_RAY_CHAOS_KILLS", "6")))  # 12 by `make chaos`
+NUM_KILLS = min(9, int(os.environ.get("PRM_RAY_CHAOS_KILLS", "6")))  # 9 by `make chaos`
 NUM_PROBLEMS = 6 * (NUM_KILLS + 3)
 SEED = 7
 ACTORS = {"generator": "ray::GeneratorActor", "scorer": "ray::ScorerActor"}
