@@ -75,7 +75,7 @@ class TwoTexts:
 def watched(scorer: Any, keys: KeyRing | None = None, generator: Any = None, **settings: Any) -> FastAPI:
     """An application as `Ingress` puts it together."""
     api = tiny_api({"demo": scorer}, gateway=Gateway(generator or TwoTexts(), 2, None, 600.0))
-    api.add_middleware(Guard, limits=GuardLimits(100_000, 600.0), keys=keys)
+    api.add_middleware(Guard, limits=GuardLimits(100_000, 5.0), keys=keys)
     watch(api, **settings)
     return api
 
