@@ -19,7 +19,7 @@ import psutil
 from prm_ray.tables import StageFolder
 from tests.chaosplans import STAGES, WITH_THE_JOB, Kill, Outcome, Stage
 from tests.clusters import Begun, SmallCluster
-from tests.processes import NODE, marked
+from tests.processes import NODE, command_line, marked
 
 _PATIENCE_SECONDS = 2400
 _NUM_NODES = 2
@@ -101,7 +101,7 @@ class ChaosRun:
 
     def left(self) -> list[str]:
         """Processes of jobs that are still there, and nodes whose head was killed."""
-        lines = [_command_line(process) for process in marked(self.cluster.mark)]
+        lines = [command_line(process) for process in marked(self.cluster.mark)]
         jobs = [word for word in _OF_JOBS if any(word in line for line in lines)]
         return jobs + [name for name in self.cluster.lost if any(map(_is_node, marked(name, NODE)))]
 
@@ -167,7 +167,7 @@ class ChaosRun:
         """Of the living cluster, whose command line has this in it, by number; a shell that waits for one is none."""
         found = []
         for process in marked(self.cluster.mark):
-            line = _command_line(process)
+            line = command_line(process)
             if word in line and not line.startswith("/bin/sh") and _node_of(process) not in self.cluster.lost:
                 found.append(process)
         return sorted(found, key=lambda process: process.pid)
@@ -183,12 +183,6 @@ class ChaosRun:
         return (out.read_text() if out.exists() else "") + self._said()
 
 
-def _command_line(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
 def _node_of(process: psutil.Process) -> str | None:
     with suppress(psutil.NoSuchProcess):
         return process.environ().get(NODE)
@@ -197,7 +191,7 @@ def _node_of(process: psutil.Process) -> str | None:
 
 def _is_node(process: psutil.Process) -> bool:
     """Ray's log monitor, which writes nothing of a run, lives on without it."""
-    return _command_line(process).split(" ")[0].endswith("/raylet")
+    return command_line(process).split(" ")[0].endswith("/raylet")
 
 
 def progress(folder: StageFolder) -> int:

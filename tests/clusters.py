@@ -63,19 +63,18 @@ class SmallCluster:
     def start(self, num_workers: int, same_address: bool = False) -> None:
         """A head and workers. `same_address`: where the last head was, as a machine that starts again."""
         self._ports = self._ports if same_address else free_ports(3)
-        if not self._started_head():
+        try:
+            self._start_head()
+        except AssertionError:  # Ray gives up a node that takes more than 30 s, as it may on a busy machine
             _kill_all(self.head)
-            assert self._started_head(), "no head started"
+            self._start_head()
         for begun in [self.begin_node() for _ in range(num_workers)]:
             self.join(begun)
         _wait_for_jobs_api(self.address)
 
-    def _started_head(self) -> bool:
-        """Ray gives up a node that takes more than 30 s, as it may on a busy machine."""
+    def _start_head(self) -> None:
         self.head, environment = self._new_node()
-        command = _ray_start(_head_arguments(*self._ports), self._folder_of(self.head), environment)
-        command.communicate(timeout=_START_SECONDS)
-        return command.returncode == 0
+        _wait_for(_ray_start(_head_arguments(*self._ports), self._folder_of(self.head), environment))
 
     def kill_node(self, name: str) -> None:
         """As if its machine had lost power: SIGKILL of all its processes, none of which sees another one die."""

@@ -29,6 +29,13 @@ def marked(mark: str, variable: str = MARK, with_agents: bool = False) -> list[p
     return found
 
 
+def command_line(process: psutil.Process) -> str:
+    """Nothing of one that has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def wait_for_end(mark: str, seconds: float) -> None:
     """Until none of the marked processes is left; those that are, are named."""
     start = time.monotonic()

@@ -17,11 +17,13 @@ import psutil
 
 from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
-from tests.processes import MARK, marked, wait_for_end, wait_until
+from tests.processes import MARK, command_line, marked, wait_for_end, wait_until
 from tests.searchruns import check_whole, run_to_kill
 
 NUM_KILLS = min(9, int(os.environ.get("PRM_RAY_CHAOS_KILLS", "6")))  # 9 by `make chaos`
-NUM_PROBLEMS = 6 * (NUM_KILLS + 3)
+BETWEEN_KILLS = 6
+"""Problems."""
+NUM_PROBLEMS = BETWEEN_KILLS * (NUM_KILLS + 3)
 SEED = 7
 ACTORS = {"generator": "ray::GeneratorActor", "scorer": "ray::ScorerActor"}
 
@@ -43,12 +45,7 @@ def wait_for_problem(folder: StageFolder, driver: subprocess.Popen[bytes], numbe
 
 
 def actors(mark: str, kind: str) -> list[psutil.Process]:
-    found = []
-    for process in marked(mark):
-        try:
-            found += [process] if " ".join(process.cmdline()).startswith(ACTORS[kind]) else []
-        except psutil.NoSuchProcess:
-            continue
+    found = [process for process in marked(mark) if command_line(process).startswith(ACTORS[kind])]
     return sorted(found, key=lambda process: process.pid)
 
 
@@ -72,7 +69,7 @@ def test_a_search_that_is_killed_again_and_again_ends_whole(tmp_path: Path, tiny
     driver = start(config, mark, log)
     victims: Counter[str] = Counter()
     for number in range(NUM_KILLS):
-        wait_for_problem(folder, driver, 6 * number)
+        wait_for_problem(folder, driver, BETWEEN_KILLS * number)
         assert driver.poll() is None, log.read_text()[-3000:]
         victims[victim := rng.choice(["driver", "generator", "generator", "scorer", "scorer"])] += 1
         if victim != "driver":

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import psutil
 from prm_ray.config import RunConfig
 from prm_ray.tables import StageFolder
 from tests.chaos.test_kill_train import read_metrics
-from tests.processes import MARK, marked, wait_until
+from tests.processes import MARK, command_line, marked, wait_until
 from tests.tables_by_hand import finish_up_to_training, mark_done, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,11 +54,7 @@ def to_train(run_dir: Path, model: str, **train: Any) -> RunConfig:
 
 
 def train_workers(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in marked(mark):
-        with suppress(psutil.NoSuchProcess):  # nor is a zombie one
-            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
-    return found
+    return [process for process in marked(mark) if "RayTrainWorker" in command_line(process)]
 
 
 def test_a_newer_attempt_at_training_goes_on_where_the_older_is_which_ends(

@@ -70,12 +70,8 @@ def test_workers_known_to_be_here_share_the_machine(
     monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, Any]], num_here: int, num_workers: int, number: int
 ) -> None:
     cluster(monkeypatch, nodes, "b", num_cores=32)
-    before = torch.get_num_threads()
-    try:
-        set_threads_beside(num_here, num_workers)
-        assert torch.get_num_threads() == number
-    finally:
-        torch.set_num_threads(before)
+    set_threads_beside(num_here, num_workers)
+    assert torch.get_num_threads() == number
 
 
 def test_without_ray_all_workers_are_here(monkeypatch: pytest.MonkeyPatch):
